@@ -1,0 +1,46 @@
+# `make demo` and `make test` install everything they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := $(CURDIR)/demo
+PACKAGES := orchestrator tasks pipelines serve
+
+.PHONY: install demo test test-slow check bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev]'
+	touch $@
+
+# A fresh folder each time: a published task is never replaced. --alone trains the reference without privacy.
+demo: export METAMORPHOSIS_HOME := $(DEMO)
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/python pipelines/train.py --preset digits
+	$(BIN)/python pipelines/add_task.py digit --epochs 8
+	$(BIN)/python pipelines/evaluate.py --alone 8
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: install
+	@status=0; for file in benchmarks/*.py; do \
+	  case $$file in */_*) continue;; esac; \
+	  $(BIN)/python $$file || status=1; \
+	done; exit $$status
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The library: how privacy-cognizant features are trained, published and measured."""

@@ -1,0 +1,105 @@
+"""The error tree.
+
+MetaMorphosisError                  exit status 1
+├── UserError                       exit status 2: the person who asked can mend it
+│   ├── ConfigError                 a setting is unknown, missing, out of range, or contradicts another
+│   ├── DataError                   a data set, an image or a label is missing, corrupt or unusable
+│   ├── UnknownNameError            a name that no registry holds
+│   ├── AlreadyPublishedError       the catalog already has this task for this encoder
+│   ├── NotPublishedError           the catalog has no such encoder or task
+│   ├── PrivacyRefusal              what was asked would break the guarantee that would be printed
+│   ├── UnavailableError            a tracking server or a cluster does not answer
+│   └── MissingExtraError           an optional dependency is not installed
+├── ProtocolError                   a party sent what the protocol does not allow
+├── PartyLostError                  a party died or stopped answering
+├── NonFiniteLossError              training diverged
+├── PublishConflictError            somebody else published first
+└── CheckpointError                 a checkpoint is truncated, foreign or of another version
+"""
+
+from tasks.errors import ConfigError, DataError, MetaMorphosisError, UnknownNameError, UserError
+
+__all__ = [
+    "AlreadyPublishedError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MetaMorphosisError",
+    "MissingExtraError",
+    "NonFiniteLossError",
+    "NotPublishedError",
+    "PartyLostError",
+    "PrivacyRefusal",
+    "ProtocolError",
+    "PublishConflictError",
+    "UnavailableError",
+    "UnknownNameError",
+    "UserError",
+]
+
+
+class AlreadyPublishedError(UserError):
+    """The catalog already has this task for this encoder."""
+
+    def __init__(self, task: str, encoder: str) -> None:
+        super().__init__(task, encoder)
+        self.task, self.encoder = task, encoder
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} is already published for encoder {self.encoder}; "
+            "a published feature never changes: choose another task, or train a new encoder"
+        )
+
+
+class NotPublishedError(UserError):
+    """The catalog has no such encoder or task."""
+
+
+class PrivacyRefusal(UserError):  # noqa: N818 - it is a refusal, and reads as one
+    """What was asked would break the guarantee that would be printed."""
+
+
+class UnavailableError(UserError):
+    """A tracking server or a cluster does not answer."""
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str, module: str) -> None:
+        super().__init__(extra, module)
+        self.extra, self.module = extra, module
+
+    def __str__(self) -> str:
+        return f"this command needs {self.module}: pip install 'metamorphosis-ray[{self.extra}]'"
+
+
+class ProtocolError(MetaMorphosisError):
+    """A party sent what the protocol does not allow: a wrong shape, type, task or step, or NaN."""
+
+
+class PartyLostError(MetaMorphosisError):
+    """A party died or stopped answering."""
+
+
+class NonFiniteLossError(MetaMorphosisError):
+    """Training diverged: a loss or a gradient is NaN or infinite."""
+
+    def __init__(self, task: str, step: int, loss: float) -> None:
+        super().__init__(task, step, loss)
+        self.task, self.step, self.loss = task, step, loss
+
+    def __str__(self) -> str:
+        return (
+            f"the loss of task {self.task!r} is {self.loss} at step {self.step}; no task was published. "
+            "Lower --lr or --omega, and check the images for constant or corrupt ones"
+        )
+
+
+class PublishConflictError(MetaMorphosisError):
+    """Somebody else published first, so the dissimilarity to their task has not been trained yet."""
+
+
+class CheckpointError(MetaMorphosisError):
+    """A checkpoint is truncated, foreign or of another version."""

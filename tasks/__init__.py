@@ -1,0 +1,1 @@
+"""What is learned: task specifications, losses, metrics and data sets."""
