@@ -1,0 +1,69 @@
+"""How well a head does: fractions in [0, 1], higher is better.
+
+A metric that is not defined is NaN, without a warning: nothing to measure, a logit that is NaN or infinite, an AUC
+where only one class is present. Axes: B examples, n classes.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.registry import look_up
+from tasks.spec import TaskSpec
+
+Logits = NDArray[np.float64]
+Targets = NDArray[np.int64]
+
+
+def accuracy(logits_Bn: Logits, targets_B: Targets) -> float:
+    """Share of examples whose largest logit is that of their class."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(targets_B, logits_Bn.argmax(axis=1)))
+
+
+def balanced_accuracy(logits_Bn: Logits, targets_B: Targets) -> float:
+    """Mean recall over the classes that are present: guessing scores 1 / n, whatever the class sizes."""
+    from sklearn.metrics import recall_score
+
+    # `balanced_accuracy_score` warns about predicted classes that are not present; the number is the same.
+    present = np.unique(targets_B)
+    return float(recall_score(targets_B, logits_Bn.argmax(axis=1), labels=present, average="macro", zero_division=0))
+
+
+def auc(logits_Bn: Logits, targets_B: Targets) -> float:
+    """Area under the ROC curve: of class 1 for two classes, else the mean of one-vs-rest over the classes present."""
+    from sklearn.metrics import roc_auc_score
+
+    present = np.unique(targets_B)
+    if len(present) < 2:
+        return float("nan")
+    classes = [1] if logits_Bn.shape[1] == 2 else list(present)
+    return float(np.mean([roc_auc_score(targets_B == c, _log_odds(logits_Bn, c)) for c in classes]))
+
+
+def _log_odds(logits_Bn: Logits, c: int) -> NDArray[np.float64]:
+    """Ranks like the probability of class ``c``, but two confident examples do not tie because both round to 1."""
+    scores: NDArray[np.float64] = logits_Bn[:, c] - np.logaddexp.reduce(np.delete(logits_Bn, c, axis=1), axis=1)
+    return scores
+
+
+METRICS: Mapping[str, Callable[[Logits, Targets], float]] = {
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "auc": auc,
+}
+
+
+def compute_metrics(spec: TaskSpec, logits: NDArray[np.floating], targets: Targets) -> dict[str, float]:
+    """The task's metrics, in the order of ``spec.metrics``, of logits (B, n_outputs) and targets (B,).
+
+    Raises `UnknownNameError` for a metric that is none of `METRICS`.
+    """
+    assert logits.shape == (len(targets), spec.n_outputs), (logits.shape, len(targets), spec.n_outputs)
+    metrics = {name: look_up(METRICS, "metric", name) for name in spec.metrics}
+    if len(targets) == 0 or not np.isfinite(logits).all():
+        return dict.fromkeys(metrics, float("nan"))
+    exact = logits.astype(np.float64)
+    return {name: metric(exact, targets) for name, metric in metrics.items()}
