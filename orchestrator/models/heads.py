@@ -1,0 +1,94 @@
+"""The tenant's head M_i: from its task's feature to one number per output. Axes: B examples, C, H, W of the feature."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from orchestrator.config import from_mapping
+from orchestrator.errors import ConfigError
+from orchestrator.models.resnet import build_backbone
+from orchestrator.models.seeding import seeded
+from orchestrator.models.split import MAX_SPLIT, check_split, feature_shape
+from tasks.registry import look_up
+
+POOLED_SIDE = 4
+"""To which a linear head pools larger maps, so that its weights do not outnumber the examples."""
+_ANY_IMAGE_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """What builds a head."""
+
+    kind: str
+    """backbone: the rest of the backbone, as in the paper; linear: pooling and one linear layer."""
+    backbone: str
+    """Whose first children are the encoder; see `orchestrator.models.resnet`."""
+    split_index: int
+    """How many of them."""
+    n_outputs: int
+    """Numbers the head answers with per example."""
+    feature_shape: tuple[int, int, int]
+    """(C, H, W) of the feature."""
+
+    def __post_init__(self) -> None:
+        look_up(HEAD_KINDS, "head", self.kind)
+        check_split(self.backbone, self.split_index)
+        if self.n_outputs < 1:
+            raise ConfigError(f"a head needs at least one output, got {self.n_outputs}")
+        if len(self.feature_shape) != 3 or min(self.feature_shape) < 1:
+            raise ConfigError(f"a head needs a feature of shape (C, H, W), got {self.feature_shape}")
+        if self.kind == "backbone":
+            self._check_continues()
+
+    def _check_continues(self) -> None:
+        """The rest of the backbone takes the channels that the split left, on maps of any size."""
+        expected = feature_shape(self.backbone, self.split_index, _ANY_IMAGE_SIZE)
+        got = self.feature_shape
+        if got[0] != expected[0] or (self.split_index == MAX_SPLIT and got != expected):
+            wanted = "x".join(map(str, expected)) if self.split_index == MAX_SPLIT else f"{expected[0]} channels"
+            raise ConfigError(
+                f"the rest of {self.backbone} from split index {self.split_index} takes a feature of {wanted}, "
+                f"got {'x'.join(map(str, got))}; use the linear head for other features"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_json` reads it back."""
+        return {**asdict(self), "feature_shape": list(self.feature_shape)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HeadConfig:
+        """Read what `to_json` wrote. An unknown or missing key, or a wrong type, is a `ConfigError`."""
+        return from_mapping(cls, data, where="head")
+
+
+def _rest_of_backbone(config: HeadConfig, seed: int) -> nn.Module:
+    children = dict(build_backbone(config.backbone, n_outputs=config.n_outputs, seed=seed).named_children())
+    names = list(children)[config.split_index : -1]
+    # ResNet.forward flattens between the average pool and fc; as a sequence it needs a layer for that.
+    layers = [*((name, children[name]) for name in names), ("flatten", nn.Flatten()), ("fc", children["fc"])]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _linear(config: HeadConfig, seed: int) -> nn.Module:
+    c, h, w = config.feature_shape
+    h, w = min(h, POOLED_SIDE), min(w, POOLED_SIDE)
+    with seeded(seed):
+        return nn.Sequential(
+            OrderedDict(
+                avgpool=nn.AdaptiveAvgPool2d((h, w)), flatten=nn.Flatten(), fc=nn.Linear(c * h * w, config.n_outputs)
+            )
+        )
+
+
+HEAD_KINDS: Mapping[str, Callable[[HeadConfig, int], nn.Module]] = {"backbone": _rest_of_backbone, "linear": _linear}
+
+
+def build_head(config: HeadConfig, *, seed: int) -> nn.Module:
+    """A freshly initialised M_i: (B, C, H, W) to (B, n_outputs). The process's random state is not touched."""
+    return HEAD_KINDS[config.kind](config, seed)

@@ -1,0 +1,81 @@
+"""Metamorphosis modules g_i: what turns the encoder's feature u into task i's feature z_i of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from orchestrator.config import from_mapping
+from orchestrator.errors import ConfigError
+from orchestrator.models.cross_sec import CrossSec
+from orchestrator.models.seeding import seeded
+from tasks.registry import look_up
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModuleConfig:
+    """What builds a metamorphosis module."""
+
+    kind: str = "cross_sec"
+    """cross_sec is the paper's; sec does not cross the gates; conv1x1 and identity are for comparison."""
+    channels: int
+    """C of the feature, in and out."""
+    splits: int = 2
+    """Into how many groups cross_sec and sec cut the channels."""
+    expansion: int = 2
+    """Width of the hidden layer of a gate, per channel of its split."""
+
+    def __post_init__(self) -> None:
+        look_up(MODULES, "metamorphosis module", self.kind)
+        for name in ("channels", "splits", "expansion"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of a metamorphosis module must be at least 1, got {getattr(self, name)}")
+        if self.kind in {"cross_sec", "sec"} and self.channels % self.splits:
+            raise ConfigError(
+                f"{self.kind} cannot cut {self.channels} channels into {self.splits} equal splits: "
+                f"use a number of splits that divides {self.channels}"
+            )
+        if self.kind == "cross_sec" and self.splits == 1:
+            raise ConfigError("cross_sec needs at least 2 splits to cross, got 1; use sec for a single one")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModuleConfig:
+        """Read what `to_json` wrote. An unknown or missing key, or a wrong type, is a `ConfigError`."""
+        return from_mapping(cls, data, where="metamorphosis module")
+
+
+def _cross_sec(config: ModuleConfig) -> nn.Module:
+    return CrossSec(config.channels, splits=config.splits, expansion=config.expansion)
+
+
+def _sec(config: ModuleConfig) -> nn.Module:
+    return CrossSec(config.channels, splits=config.splits, expansion=config.expansion, cross=False)
+
+
+def _conv1x1(config: ModuleConfig) -> nn.Module:
+    return nn.Conv2d(config.channels, config.channels, 1, bias=False)
+
+
+def _identity(config: ModuleConfig) -> nn.Module:
+    return nn.Identity()
+
+
+MODULES: Mapping[str, Callable[[ModuleConfig], nn.Module]] = {
+    "cross_sec": _cross_sec,
+    "sec": _sec,
+    "conv1x1": _conv1x1,
+    "identity": _identity,
+}
+
+
+def build_module(config: ModuleConfig, *, seed: int) -> nn.Module:
+    """A freshly initialised g_i: (B, C, H, W) to (B, C, H, W). The process's random state is not touched."""
+    with seeded(seed):
+        return MODULES[config.kind](config)
