@@ -1,0 +1,234 @@
+"""What a published model promises, in words: the same ones in the command line, the registry, reports and endpoints.
+
+Only what is true is said. DP-SGD protects training images from whoever gets the weights. It says nothing about an image
+that is shown to the model later, and an encoder whose head was trained beside it without noise has no guarantee at all,
+whatever the accountant prints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.privacy.accounting import Accountant
+    from orchestrator.privacy.dp import DpConfig
+
+NONE: Final = "none"
+"""The mode of a model that was trained without DP."""
+PAPER: Final = "encoder_only_paper"
+
+_PARTS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    NONE: ((), ("encoder", "metamorphosis modules", "heads")),
+    "surrogate_then_freeze": (("encoder",), ("metamorphosis modules", "heads")),
+    "whole": (("encoder", "metamorphosis modules", "heads"), ()),
+    PAPER: ((), ("encoder", "metamorphosis modules", "heads")),
+}
+"""Mode to (covered, not covered) weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guarantee:
+    """What is known about the privacy of one published model. Goes with it wherever it goes."""
+
+    mode: str
+    """``none``, or one of the modes of `orchestrator.privacy.dp.DpConfig`."""
+    n_train: int
+    """Training images."""
+    covers: tuple[str, ...] = ()
+    """Which weights the guarantee is for; nothing where there is none."""
+    excludes: tuple[str, ...] = ()
+    """Which published weights it is not for."""
+    epsilon: float | None = None
+    """Guaranteed; None where nothing is."""
+    nominal_epsilon: float | None = None
+    """What the accountant counted in a mode that guarantees nothing. Never to be called a guarantee."""
+    delta: float | None = None
+    unit: str = "image"
+    """Neighbouring data sets differ by one of these, added or removed."""
+    accountant: str | None = None
+    noise_multiplier: float | None = None
+    """Standard deviation of the noise over the clipping norm; None if it varied."""
+    sample_rate: float | None = None
+    """Probability with which each image entered a batch; None if it varied."""
+    steps: int = 0
+    """Private steps taken."""
+    max_grad_norm: float | None = None
+    reproducible_noise: bool = False
+    """Whether the noise came from a fixed seed."""
+    task_privacy: str = ""
+    """How tasks are kept from one another, e.g. ``ssim, omega 0.001``; empty if nothing was done."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in _PARTS:
+            raise ConfigError(f"no guarantee mode named {self.mode!r}; known: {', '.join(sorted(_PARTS))}")
+        numbers = (self.epsilon, self.nominal_epsilon, self.delta, self.noise_multiplier, self.sample_rate)
+        if not all(number is None or math.isfinite(number) for number in numbers):
+            raise ConfigError(f"a guarantee holds a number that is not finite: {numbers}")
+        if (self.epsilon is not None) != bool(self.covers):
+            raise ConfigError(f"epsilon {self.epsilon} is claimed for {', '.join(self.covers) or 'nothing'}")
+        if (self.epsilon is not None) == (self.mode in (NONE, PAPER)):
+            raise ConfigError(f"mode {self.mode!r} does not go with a guaranteed epsilon of {self.epsilon}")
+        if (self.epsilon is not None or self.nominal_epsilon is not None) and self.delta is None:
+            raise ConfigError("an epsilon without its delta means nothing")
+
+    def short(self) -> str:
+        """One line, for tables."""
+        if self.epsilon is not None:
+            budget = f"epsilon {_rounded_up(self.epsilon)} at delta {self.delta:g}"
+            return f"{budget} per {self.unit}, for {_listed(self.covers)}"
+        if self.mode == PAPER:
+            return f"none (the head is not private); nominal epsilon {_number(self.nominal_epsilon)}"
+        return "none: trained without differential privacy"
+
+    def statement(self) -> str:
+        """A short paragraph: what is covered, what is not."""
+        return " ".join((*self._claim(), *self._limits(), self._task_privacy()))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_json` reads it back."""
+        return {**asdict(self), "covers": list(self.covers), "excludes": list(self.excludes)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Guarantee:
+        """Read what `to_json` wrote. A missing, unknown or ill-typed key is a `ConfigError`."""
+        known = {f.name for f in fields(cls)}
+        if difference := known ^ set(data):
+            raise ConfigError(f"a guarantee has unknown or missing keys: {', '.join(sorted(difference))}")
+        for name, (kinds, what) in _JSON_KINDS.items():
+            # JSON's true is no number here, though Python's is an int.
+            if not isinstance(data[name], kinds) or (isinstance(data[name], bool) and bool not in kinds):
+                raise ConfigError(f"{name} of a guarantee must be {what}, got {data[name]!r}")
+        if not all(isinstance(part, str) for part in (*data["covers"], *data["excludes"])):
+            raise ConfigError("covers and excludes of a guarantee must hold text")
+        return cls(**{**data, "covers": tuple(data["covers"]), "excludes": tuple(data["excludes"])})
+
+    def _claim(self) -> list[str]:
+        if self.epsilon is None and self.mode == PAPER:
+            return [
+                "Guarantee: none (the head is not private).",
+                "The encoder was trained with clipped and noised gradients, but together with heads that were trained "
+                "without noise. These carry what the noise was to hide, so the accounted epsilon of "
+                f"{_number(self.nominal_epsilon)} at delta {_number(self.delta)} is nominal and no guarantee.",
+            ]
+        if self.epsilon is None:
+            return ["Guarantee: none: trained without differential privacy."]
+        return [
+            f"Guarantee: ({_rounded_up(self.epsilon)}, {self.delta:g})-differential privacy for the weights of "
+            f"{_listed(self.covers)}. Whether any one of the {self.n_train} training {self.unit}s, with its labels, "
+            "was used changes the probability of any outcome by a factor of at most exp(epsilon), but for delta.",
+            f"Accounted by {self.accountant}: {self.steps} steps, noise multiplier {_number(self.noise_multiplier)}, "
+            f"sample rate {_number(self.sample_rate)}, clipping norm {_number(self.max_grad_norm)}.",
+            f"The unit is one {self.unit}, not one person: whoever appears in several is protected less.",
+        ]
+
+    def _limits(self) -> list[str]:
+        limits = ["It promises nothing about an image that the model is shown later: its feature may be inverted."]
+        if self.epsilon is None:
+            return ["Nothing is promised about training images, nor about an image that the model is shown later."]
+        if self.excludes:
+            limits.append(f"Not covered: the weights of {_listed(self.excludes)}.")
+        limits.append(
+            "Not covered either: labels and training features, which tenants receive, and choices made by looking at "
+            "results (best epoch, early stopping, settings tried)."
+        )
+        if self.delta is not None and self.delta * self.n_train >= 1:
+            limits.append(
+                f"This delta is not below 1 / {self.n_train}: it permits publishing a training {self.unit} outright."
+            )
+        if self.reproducible_noise:
+            limits.append(
+                "The noise came from a fixed seed: whoever knows it can take the noise off again, so the guarantee "
+                "holds only towards those who do not."
+            )
+        return limits
+
+    def _task_privacy(self) -> str:
+        if not self.task_privacy:
+            return "Privacy between tasks: none was trained."
+        return f"Privacy between tasks ({self.task_privacy}): no guarantee: measured, see evaluate."
+
+
+_NUMBER: Final = ((float, int), "a number")
+_MAYBE: Final = ((float, int, type(None)), "a number or null")
+_TEXT: Final = ((str,), "text")
+_LIST: Final = ((list, tuple), "a list")
+_JSON_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
+    "mode": _TEXT,
+    "n_train": ((int,), "a whole number"),
+    "covers": _LIST,
+    "excludes": _LIST,
+    "epsilon": _MAYBE,
+    "nominal_epsilon": _MAYBE,
+    "delta": _MAYBE,
+    "unit": _TEXT,
+    "accountant": ((str, type(None)), "text or null"),
+    "noise_multiplier": _MAYBE,
+    "sample_rate": _MAYBE,
+    "steps": ((int,), "a whole number"),
+    "max_grad_norm": _MAYBE,
+    "reproducible_noise": ((bool,), "true or false"),
+    "task_privacy": _TEXT,
+}
+
+
+def guarantee_for(
+    config: DpConfig,
+    *,
+    accountant: Accountant | None,
+    n_train: int,
+    task_privacy: str = "",
+    covers: tuple[str, ...] | None = None,
+    excludes: tuple[str, ...] | None = None,
+) -> Guarantee:
+    """The guarantee of a training that is over, from what its accountant really counted.
+
+    ``covers`` and ``excludes`` name weights in place of the mode's usual ones. With ``prv`` this takes up to seconds.
+    Raises `ConfigError` where ``config`` asked for DP and nothing was accounted.
+    """
+    if config.epsilon is None:
+        usual = _PARTS[NONE][1]
+        return Guarantee(
+            mode=NONE, n_train=n_train, excludes=usual if excludes is None else excludes, task_privacy=task_privacy
+        )
+    if accountant is None or accountant.steps == 0:
+        raise ConfigError(f"a training with epsilon {config.epsilon} was asked for, but no private step was accounted")
+    delta = config.delta_for(n_train)
+    spent = accountant.epsilon(delta)
+    private = config.dp_mode != PAPER
+    noise_multiplier, sample_rate, _ = accountant.history[0]
+    one_run = len(accountant.history) == 1
+    usual_covers, usual_excludes = _PARTS[config.dp_mode]
+    return Guarantee(
+        mode=config.dp_mode,
+        n_train=n_train,
+        covers=usual_covers if covers is None else covers,
+        excludes=usual_excludes if excludes is None else excludes,
+        epsilon=spent if private else None,
+        nominal_epsilon=None if private else spent,
+        delta=delta,
+        accountant=accountant.kind,
+        noise_multiplier=noise_multiplier if one_run else None,
+        sample_rate=sample_rate if one_run else None,
+        steps=accountant.steps,
+        max_grad_norm=config.max_grad_norm,
+        reproducible_noise=config.noise_seed is not None,
+        task_privacy=task_privacy,
+    )
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else "nothing"
+
+
+def _rounded_up(epsilon: float) -> str:
+    """Two decimals, never less than the truth."""
+    return f"{math.ceil(epsilon * 100) / 100:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
