@@ -1,0 +1,134 @@
+"""One private training, decided before its first step: noise, sampling, and what will have been spent at the end."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.errors import ConfigError
+from orchestrator.optimisation import restore, snapshot
+from orchestrator.privacy.accounting import Accountant, noise_multiplier
+from orchestrator.privacy.dp import DpConfig, PrivateStep, refuse_unsafe
+from orchestrator.sampling import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DpPlan:
+    """The DP-SGD mechanism of one training: Poisson sampling at rate q, clip C, noise sigma * C, so many steps."""
+
+    mode: str
+    epsilon: float
+    """What the steps will have cost, by the accountant."""
+    delta: float
+    noise_multiplier: float
+    """sigma: the noise's standard deviation in units of the clipping norm."""
+    max_grad_norm: float
+    """C: the largest L2 norm of one example's gradient over all covered parameters."""
+    sample_rate: float
+    """q: the probability that an example enters a batch."""
+    steps: int
+    accountant_kind: str
+    n_train: int
+    secret_seed: int = field(repr=False)
+    """Of the noise and of the sampling. Whoever knows it can take the noise off again, so it is never printed or saved
+    with the run's settings."""
+    reproducible: bool
+    """Whether the user fixed the seed."""
+
+    @classmethod
+    def make(cls, dp: DpConfig, *, n_train: int, sample_rate: float, steps: int) -> DpPlan:
+        """Find the noise for which ``steps`` steps cost ``dp.epsilon``."""
+        if dp.epsilon is None:
+            raise ConfigError("a private training needs an epsilon")
+        delta = dp.delta_for(n_train)
+        sigma = noise_multiplier(
+            epsilon=dp.epsilon, delta=delta, sample_rate=sample_rate, steps=steps, accountant=dp.accountant
+        )
+        return cls(
+            mode=dp.dp_mode,
+            epsilon=dp.epsilon,
+            delta=delta,
+            noise_multiplier=sigma,
+            max_grad_norm=dp.max_grad_norm,
+            sample_rate=sample_rate,
+            steps=steps,
+            accountant_kind=dp.accountant,
+            n_train=n_train,
+            secret_seed=dp.noise_seed if dp.noise_seed is not None else secrets.randbits(63),
+            reproducible=dp.noise_seed is not None,
+        )
+
+    @property
+    def sampling_seed(self) -> int:
+        """Of the Poisson batches."""
+        return derive_seed(self.secret_seed, "sampling")
+
+    def accountant(self) -> Accountant:
+        """A fresh accountant of this plan's kind."""
+        return Accountant(self.accountant_kind)
+
+    def private_step(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accountant: Accountant,
+        head_path: nn.Module | None = None,
+    ) -> PrivateStep:
+        """The update that this plan describes. ``head_path`` is what follows the network: it is checked, not noised."""
+        if head_path is not None:
+            refuse_unsafe(head_path)
+        device = next(network.parameters()).device
+        generator = torch.Generator(device=device)
+        return SeededPrivateStep(
+            network,
+            optimizer,
+            secret_seed=derive_seed(self.secret_seed, "noise"),
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.max_grad_norm,
+            expected_batch_size=self.sample_rate * self.n_train,
+            sample_rate=self.sample_rate,
+            noise_generator=generator,
+            accountant=accountant,
+        )
+
+
+class SeededPrivateStep(PrivateStep):
+    """A `PrivateStep` whose noise is a function of (secret seed, step).
+
+    A training that goes on from a checkpoint draws the noise of its next step, and not that of its first one again:
+    noise used twice on different gradients would cancel in their difference.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        secret_seed: int,
+        noise_generator: torch.Generator,
+        **mechanism: Any,
+    ) -> None:
+        super().__init__(module, optimizer, noise_generator=noise_generator, **mechanism)
+        self._secret_seed, self._generator, self._taken = secret_seed, noise_generator, 0
+
+    def step(self, outputs: Sequence[Tensor], cut_gradients: Sequence[Tensor]) -> None:
+        """One private step with its own noise."""
+        self._generator.manual_seed(derive_seed(self._secret_seed, self._taken))
+        super().step(outputs, cut_gradients)
+        self._taken += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state, and how many steps were taken. The accountant is saved by whoever owns it."""
+        return {"optimizer": snapshot(self.optimizer), "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.discard()
+        restore(self.optimizer, state["optimizer"])
+        self._taken = int(state["taken"])
