@@ -1,0 +1,228 @@
+"""A session's parties, built from plain data: what travels to a Ray actor is a plan, and the actor builds from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orchestrator.checkpoint import weights_hash
+from orchestrator.consumer import ConsumerConfig
+from orchestrator.encoder_training import batch_sampler, build_update
+from orchestrator.errors import ConfigError
+from orchestrator.feature_cache import FeatureCache
+from orchestrator.inputs import CachedInputs, ImageInputs, Rows
+from orchestrator.models.modules import ModuleConfig, build_module
+from orchestrator.network import FeatureNetwork, NetworkConfig, freeze, pick_device
+from orchestrator.optimisation import OptimiserConfig
+from orchestrator.privacy.dissimilarity import Dissimilarity, DissimilarityConfig
+from orchestrator.privacy.plan import DpPlan
+from orchestrator.producer import InputSource, Producer, build_offers
+from orchestrator.sampling import derive_seed
+from tasks.datasets.table import ImageTable, Normalisation
+from tasks.spec import TaskSpec
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionConfig:
+    """How phase 2 trains modules and heads."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Examples per step."""
+    lr: float = 1e-3
+    """Learning rate of AdamW, at its highest."""
+    weight_decay: float = 1e-2
+    """AdamW's decoupled weight decay."""
+    schedule: str = "cosine"
+    """cosine: falls to zero over the training; constant: the paper's."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ConfigError(f"epochs and batch size must be at least 1, got {self.epochs} and {self.batch_size}")
+        if self.schedule not in {"cosine", "constant"}:
+            raise ConfigError(f"schedule must be cosine or constant, got {self.schedule!r}")
+        OptimiserConfig(lr=self.lr, weight_decay=self.weight_decay)
+
+    @property
+    def optimiser(self) -> OptimiserConfig:
+        """For modules and heads alike."""
+        schedule: Any = self.schedule
+        return OptimiserConfig(lr=self.lr, weight_decay=self.weight_decay, schedule=schedule)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """The producer's data, cut into subsets. It stays in the producer's trust domain."""
+
+    images: NDArray[np.uint8] = field(repr=False)
+    rows: Rows = field(repr=False)
+    labels: Mapping[str, Mapping[str, NDArray[np.int64]]] = field(repr=False)
+    """Task to subset to labels in example-id order."""
+    specs: Mapping[str, TaskSpec]
+    normalisation: Normalisation
+    flip: bool
+    fingerprint: str
+
+    @classmethod
+    def of(cls, table: ImageTable, rows: Rows, tasks: tuple[str, ...]) -> TrainingData:
+        """The part of a table that some tasks need."""
+        return cls(
+            images=table.images,
+            rows=rows,
+            labels={t: {s: table.task_labels(t)[r] for s, r in rows.items()} for t in tasks},
+            specs={t: table.spec(t) for t in tasks},
+            normalisation=table.normalisation,
+            flip=table.flip,
+            fingerprint=table.fingerprint,
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images."""
+        return int(self.images.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionPlan:
+    """Everything from which one session's producer and consumers are built."""
+
+    data: TrainingData
+    network: NetworkConfig
+    config: SessionConfig
+    dissimilarity: DissimilarityConfig
+    seed: int
+    encoder: Weights | None = field(default=None, repr=False)
+    """Weights of E to start from, or to hold fixed; None starts from a fresh E."""
+    frozen: bool = True
+    """Whether E is fixed, so that its features come from the cache."""
+    fixed_modules: Mapping[str, tuple[ModuleConfig, Weights]] = field(default_factory=dict, repr=False)
+    """Modules of earlier tasks and of the private branch: they are kept apart from, and never changed."""
+    dp: DpPlan | None = None
+    """Clips and noises E and every g_i in this session (input obfuscation with live consumers)."""
+    cache_root: Path | None = None
+    """Where the feature cache is; needed when E is frozen."""
+    use_cache: bool = True
+    """False recomputes the frozen encoder for every batch: what the cache is measured against."""
+    device: str = "auto"
+    threads: int | None = None
+    """PyTorch threads of the producer; None leaves the process as it is."""
+
+    def __post_init__(self) -> None:
+        if self.frozen and self.encoder is None:
+            raise ConfigError("a frozen encoder needs weights")
+        if self.dp is not None and self.dissimilarity.omega > 0:
+            raise ConfigError(
+                "input obfuscation trains without a dissimilarity term (Algorithm 2, lines 2-4): set --omega 0, "
+                "or use --algorithm both"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every feature."""
+        return self.network.shape(self.data.image_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the sampler that the producer will use."""
+        n = len(self.data.rows["train"])
+        return batch_sampler(self.dp, n=n, batch_size=self.config.batch_size, seed=self.seed).steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole session."""
+        return self.steps_per_epoch * self.config.epochs
+
+    def consumer_config(self, task: str) -> ConsumerConfig:
+        """What a hosted tenant trains with."""
+        return ConsumerConfig(
+            head=self.network.head,
+            optimiser=self.config.optimiser,
+            total_steps=self.total_steps,
+            seed=derive_seed(self.seed, "consumer", task),
+        )
+
+
+def build_producer(plan: SessionPlan) -> Producer:
+    """The producer of a session, ready for step 0."""
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    device = pick_device(plan.device)
+    data, size = plan.data, plan.data.image_size
+    encoder = plan.network.build_encoder(seed=plan.seed)
+    if plan.encoder is not None:
+        encoder.load_state_dict(dict(plan.encoder))
+    live: nn.Module | None = encoder
+    source: InputSource
+    image_source = ImageInputs(
+        data.images,
+        data.rows,
+        normalisation=data.normalisation,
+        flip=data.flip,
+        seed=plan.seed,
+        device=device,
+    )
+    source = image_source
+    if plan.frozen:
+        freeze(encoder)
+        if plan.use_cache:
+            live, source = None, cached_inputs(plan, encoder.to(device), device)
+    modules = plan.network.build_modules(data.specs, size, seed=plan.seed)
+    network = FeatureNetwork(live, modules).to(device)
+    accountant = plan.dp.accountant() if plan.dp else None
+    return Producer(
+        offers=build_offers(
+            specs=data.specs,
+            shape=plan.shape,
+            backbone=plan.network.backbone,
+            split_index=plan.network.split_index,
+            n_train=len(data.rows["train"]),
+        ),
+        source=source,
+        network=network,
+        fixed_network=_fixed_network(plan, live, device),
+        update=build_update(network, plan.config.optimiser, plan=plan.dp, accountant=accountant),
+        sampler=batch_sampler(plan.dp, n=len(data.rows["train"]), batch_size=plan.config.batch_size, seed=plan.seed),
+        total_steps=plan.total_steps,
+        optimiser=plan.config.optimiser,
+        dissimilarity=Dissimilarity(plan.dissimilarity),
+        labels=data.labels,
+        accountant=accountant,
+        delta=plan.dp.delta if plan.dp else 0.0,
+    )
+
+
+def cached_inputs(plan: SessionPlan, encoder: nn.Module, device: torch.device) -> CachedInputs:
+    """The frozen encoder's features of the whole table, computed now or found in the cache."""
+    if plan.cache_root is None:
+        raise ConfigError("a session on a frozen encoder needs a folder for the feature cache")
+    cache, data = FeatureCache(plan.cache_root), plan.data
+
+    def features(*, mirrored: bool) -> NDArray[np.float16]:
+        key = f"{weights_hash(encoder.state_dict())[:16]}-{data.fingerprint[:16]}-{data.image_size}"
+        return cache.encoder_features(
+            encoder, data.images, key=key, normalisation=data.normalisation, mirrored=mirrored
+        )
+
+    mirrored = features(mirrored=True) if data.flip else None
+    return CachedInputs(features(mirrored=False), mirrored, data.rows, seed=plan.seed, device=device)
+
+
+def _fixed_network(plan: SessionPlan, encoder: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """The modules that are kept apart from, behind the same input as the trainable ones."""
+    if not plan.fixed_modules:
+        return None
+    modules = {}
+    for task, (config, state) in plan.fixed_modules.items():
+        modules[task] = build_module(config, seed=0)
+        modules[task].load_state_dict(dict(state))
+    return freeze(FeatureNetwork(encoder, modules).to(device))

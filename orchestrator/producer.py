@@ -1,0 +1,283 @@
+"""The producer: it owns the images and hands out features.
+
+Axes: B examples, C channels, H and W of a feature map. u = E(x) is the encoder's output, z_i = g_i(u) task i's feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orchestrator.errors import ConfigError, NonFiniteLossError, ProtocolError, UnknownNameError
+from orchestrator.network import cpu_state
+from orchestrator.optimisation import OptimiserConfig, Update, set_learning_rate
+from orchestrator.ports import StepReport
+from orchestrator.privacy.accounting import Accountant
+from orchestrator.privacy.dissimilarity import Dissimilarity
+from orchestrator.privacy.escrow import seal_labels
+from orchestrator.sampling import BatchSampler
+from orchestrator.wire import FeatureBatch, FeatureContract, FeatureGradient, PublicKey, SealedLabels, TaskOffer
+
+
+class InputSource(Protocol):
+    """What the trainable network is fed with: images, or cached outputs of a frozen encoder."""
+
+    def training(self, step: int, ids: NDArray[np.int64]) -> Tensor:
+        """The inputs of one training batch, mirrored at random where the data set allows it."""
+        ...
+
+    def subset(self, subset: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a subset, never mirrored."""
+        ...
+
+    def size(self, subset: str) -> int:
+        """How many examples the subset has."""
+        ...
+
+
+class Producer:
+    """One training session's producer: the network, the update rule, and what every task is owed.
+
+    Life of a step: ``features(t)`` runs the network and keeps its graph; ``learn(t, gradients)`` consumes it. A
+    repeated ``features(t)`` returns the same batch, a repeated ``learn(t)`` the same report; neither is applied twice.
+    The state between steps is `state_dict`; everything else follows from the step number.
+    """
+
+    def __init__(  # noqa: PLR0913 - everything comes in by name, from one place: `orchestrator.assembly`
+        self,
+        *,
+        offers: Mapping[str, TaskOffer],
+        source: InputSource,
+        update: Update,
+        network: nn.Module,
+        fixed_network: nn.Module | None,
+        sampler: BatchSampler,
+        total_steps: int,
+        optimiser: OptimiserConfig,
+        dissimilarity: Dissimilarity,
+        labels: Mapping[str, Mapping[str, NDArray[np.int64]]],
+        accountant: Accountant | None = None,
+        delta: float = 0.0,
+    ) -> None:
+        self._offers = dict(offers)
+        self._source, self._sampler = source, sampler
+        self._update, self._network, self._fixed = update, network, fixed_network
+        self._total_steps, self._optimiser = total_steps, optimiser
+        self._dissimilarity = dissimilarity
+        self._labels = labels
+        self._accountant, self._delta = accountant, delta
+        self._last: StepReport | None = None
+        self._pending: _Forward | None = None
+
+    # -- what tenants are told -------------------------------------------------------------------------------------
+
+    def offers(self) -> Mapping[str, TaskOffer]:
+        """What each task being trained looks like to its tenant."""
+        return self._offers
+
+    def seal_labels(self, key: PublicKey, subset: str) -> SealedLabels:
+        """The labels of ``key.task`` for one subset, sealed to its tenant. No other task's labels can be asked for."""
+        offer = self._offer(key.task)
+        return seal_labels(
+            self._labels[key.task][subset], task=key.task, subset=subset, key=key, n_classes=offer.spec.n_outputs
+        )
+
+    # -- the protocol ----------------------------------------------------------------------------------------------
+
+    def features(self, step: int) -> dict[str, FeatureBatch]:
+        """Every task's feature of this step's batch."""
+        self._expect(step)
+        if self._pending is None or self._pending.step != step:
+            self._pending = self._forward(step)
+        return {task: self._batch(task, self._pending, z) for task, z in self._pending.outputs.items()}
+
+    def learn(self, step: int, gradients: Mapping[str, FeatureGradient]) -> StepReport:
+        """Add omega * dS/dz to the tenants' gradients and update, once. Raises before anything has changed."""
+        if self._last is not None and self._last.step == step:
+            return self._last
+        self._expect(step)
+        if self._pending is None:
+            self._pending = self._forward(step)
+        forward = self._pending
+        cut = self._cut_gradients(forward, gradients)
+        similarity, by_pair = self._add_dissimilarity(forward, cut)
+        set_learning_rate(self._update.optimizer, self._optimiser.learning_rate(step, self._total_steps))
+        tasks = list(forward.outputs)
+        self._update.step([forward.outputs[t] for t in tasks], [cut[t] for t in tasks])
+        self._pending = None
+        self._last = StepReport(
+            step=step,
+            losses={task: gradients[task].loss for task in tasks},
+            dissimilarity=similarity,
+            epsilon_spent=self._accountant.epsilon_upper(self._delta) if self._accountant else 0.0,
+            dissimilarity_by_pair=by_pair,
+        )
+        return self._last
+
+    def evaluation_features(self, subset: str, *, batch_size: int = 256) -> dict[str, FeatureBatch]:
+        """Every task's feature of a whole subset, in row order, without touching the step in flight."""
+        n = self._source.size(subset)
+        parts: dict[str, list[NDArray[np.float32]]] = {task: [] for task in self._offers}
+        for start in range(0, n, batch_size):
+            with torch.no_grad():
+                outputs = self._evaluate(self._source.subset(subset, start, min(n, start + batch_size)))
+            for task, z in outputs.items():
+                parts[task].append(_to_numpy(z))
+        ids = np.arange(n, dtype=np.int64)
+        return {
+            task: FeatureBatch(
+                contract=self._offers[task].contract,
+                step=-1,
+                subset=subset,
+                example_ids=ids,
+                features=np.concatenate(chunks) if chunks else np.zeros((0, *self._offers[task].contract.shape), "f4"),
+            )
+            for task, chunks in parts.items()
+        }
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's weights, for publication: a copy."""
+        return cpu_state(self._network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser, accountant, and the last step that was applied."""
+        return {
+            "network": cpu_state(self._network),
+            "update": self._update.state_dict(),
+            "accountant": self._accountant.state_dict() if self._accountant else None,
+            "step": -1 if self._last is None else self._last.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`: the next step is the one after the last that was applied."""
+        self._network.load_state_dict(state["network"])
+        self._update.discard()
+        self._update.load_state_dict(state["update"])
+        if self._accountant is not None and state["accountant"] is not None:
+            self._accountant.load_state_dict(state["accountant"])
+        self._pending = None
+        step = int(state["step"])
+        self._last = None if step < 0 else _applied(step)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _offer(self, task: str) -> TaskOffer:
+        if task not in self._offers:
+            raise UnknownNameError("task in this session", task, self._offers)
+        return self._offers[task]
+
+    def _expect(self, step: int) -> None:
+        expected = 0 if self._last is None else self._last.step + 1
+        if step != expected:
+            raise ProtocolError(f"the producer is at step {expected}; it cannot serve step {step}")
+
+    def _forward(self, step: int) -> _Forward:
+        self._update.discard()
+        self._network.train()
+        ids = self._sampler.ids(step)
+        x = self._source.training(step, ids)
+        outputs = dict(self._update.forward(x))
+        fixed: dict[str, Tensor] = {}
+        if self._fixed is not None and self._dissimilarity.config.omega > 0:
+            with torch.no_grad():
+                fixed = dict(self._fixed(x))
+        return _Forward(step=step, ids=ids, outputs=outputs, fixed=fixed)
+
+    def _evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
+        self._network.eval()
+        outputs: Mapping[str, Tensor] = self._network(x)
+        return outputs
+
+    def _batch(self, task: str, forward: _Forward, z: Tensor) -> FeatureBatch:
+        if not torch.isfinite(z).all():
+            raise NonFiniteLossError(task, forward.step, math.nan)
+        return FeatureBatch(
+            contract=self._offers[task].contract,
+            step=forward.step,
+            subset="train",
+            example_ids=forward.ids,
+            features=_to_numpy(z),
+        )
+
+    def _cut_gradients(self, forward: _Forward, gradients: Mapping[str, FeatureGradient]) -> dict[str, Tensor]:
+        if set(gradients) != set(forward.outputs):
+            raise ProtocolError(
+                f"step {forward.step} needs one gradient of each of {sorted(forward.outputs)}, got {sorted(gradients)}"
+            )
+        cut = {}
+        for task, z in forward.outputs.items():
+            message = gradients[task]
+            if message.step != forward.step:
+                raise ProtocolError(f"task {task!r} sent the gradient of step {message.step} at step {forward.step}")
+            if not math.isfinite(message.loss):
+                raise NonFiniteLossError(task, message.step, message.loss)
+            self._contract(task).check("the gradient", message.gradient, len(forward.ids))
+            # A copy: what Ray hands over is a read-only view of memory that others share.
+            cut[task] = torch.tensor(message.gradient, device=z.device)
+        return cut
+
+    def _contract(self, task: str) -> FeatureContract:
+        return self._offers[task].contract
+
+    def _add_dissimilarity(self, forward: _Forward, cut: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
+        """Add omega * dS/dz to ``cut`` in place (MetaMorphosis, eq. 6). Fixed features get no gradient."""
+        omega = self._dissimilarity.config.omega
+        if omega == 0 or len(forward.ids) == 0 or len(forward.outputs) + len(forward.fixed) < 2:
+            return 0.0, {}
+        leaves = {task: z.detach().requires_grad_() for task, z in forward.outputs.items()}
+        value = self._dissimilarity({**leaves, **forward.fixed}, fixed=frozenset(forward.fixed))
+        if not torch.isfinite(value.loss):
+            raise NonFiniteLossError("dissimilarity", forward.step, float(value.loss))
+        tasks = list(leaves)
+        for task, gradient in zip(
+            tasks, torch.autograd.grad(value.loss, [leaves[t] for t in tasks], allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                cut[task] += omega * gradient
+        return float(value.loss.detach()), {f"{i}|{j}": s for (i, j), s in value.by_pair.items()}
+
+
+class _Forward:
+    """A batch whose graph waits for its gradients."""
+
+    __slots__ = ("fixed", "ids", "outputs", "step")
+
+    def __init__(
+        self, *, step: int, ids: NDArray[np.int64], outputs: dict[str, Tensor], fixed: dict[str, Tensor]
+    ) -> None:
+        self.step, self.ids, self.outputs, self.fixed = step, ids, outputs, fixed
+
+
+def _applied(step: int) -> StepReport:
+    """Stands for a step whose report was lost with the process that made it."""
+    return StepReport(step=step, losses={}, dissimilarity=0.0, epsilon_spent=0.0, dissimilarity_by_pair={})
+
+
+def _to_numpy(z: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(z.detach().to("cpu", torch.float32).numpy())
+
+
+def build_offers(
+    *, specs: Mapping[str, Any], shape: tuple[int, ...], backbone: str, split_index: int, n_train: int
+) -> dict[str, TaskOffer]:
+    """One offer per task; every task's feature has the encoder's own shape (SPEC C.4)."""
+    if not specs:
+        raise ConfigError("no task to train: name at least one with --tasks")
+    return {
+        name: TaskOffer(
+            spec=spec,
+            contract=FeatureContract(task=name, shape=shape),
+            backbone=backbone,
+            split_index=split_index,
+            n_train=n_train,
+        )
+        for name, spec in specs.items()
+    }

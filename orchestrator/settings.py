@@ -1,0 +1,209 @@
+"""The settings of whole commands: what flags and TOML presets fill in.
+
+Flags have the names of the fields; a preset is TOML with one table a section. `tyro` builds the commands from these
+classes, so a field's docstring is its ``--help``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from orchestrator.assembly import SessionConfig
+from orchestrator.encoder_training import EncoderTrainingConfig
+from orchestrator.errors import ConfigError
+from orchestrator.network import NetworkConfig
+from orchestrator.privacy.dissimilarity import DissimilarityConfig
+from orchestrator.privacy.dp import DpConfig
+from tasks.datasets import DatasetOptions
+from tasks.datasets.splits import SplitFractions
+
+_INLINE = tyro.conf.arg(name="")
+
+
+def default_storage() -> Path:
+    """``$METAMORPHOSIS_HOME``, or ``metamorphosis`` in the user's home.
+
+    Never the working directory: that of a Ray job is a copy that is thrown away.
+    """
+    home = os.environ.get("METAMORPHOSIS_HOME")
+    return Path(home) if home else Path.home() / "metamorphosis"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """Which images and labels."""
+
+    data: str = "digits"
+    """The data set: digits (bundled), or parquet:PATH with an `image` column of encoded images and label columns."""
+    image_size: int = 64
+    """Images are resized to this many pixels a side; the paper uses 64."""
+    flip: bool | None = None
+    """Mirror training images at random. Only where a mirrored image means the same for every task."""
+    group_by: str | None = None
+    """Keep rows with the same value of this column (a person, a driver) in one subset."""
+    skip_corrupt: bool = False
+    """Leave corrupt images out, count and name them, instead of refusing the file."""
+    split: tuple[float, float, float, float] = (0.5, 0.1, 0.2, 0.2)
+    """Shares of the train, validation, attacker and test subsets. They are disjoint."""
+    split_seed: int = 0
+    """Seed of the split. Every command on the same data must use the same one; add_task takes it from the catalog."""
+
+    @property
+    def options(self) -> DatasetOptions:
+        """For `tasks.datasets.open_dataset`."""
+        return DatasetOptions(flip=self.flip, group_by=self.group_by, skip_corrupt=self.skip_corrupt)
+
+    @property
+    def fractions(self) -> SplitFractions:
+        """For `tasks.datasets.splits.split_rows`."""
+        train, validation, attacker, test = self.split
+        return SplitFractions(train=train, validation=validation, attacker=attacker, test=test)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeSettings:
+    """Where it runs, and where results go."""
+
+    storage: Path | None = None
+    """Folder for the feature cache, checkpoints and results; shared by all nodes of a cluster.
+    Default: $METAMORPHOSIS_HOME, or ~/metamorphosis."""
+    tracking_uri: str | None = None
+    """MLflow tracking and registry. Default: $MLFLOW_TRACKING_URI, or a SQLite file in the storage folder."""
+    catalog: str | None = None
+    """Name under which encoders and tasks are published. Default: the data set's name."""
+    address: str | None = None
+    """Ray cluster to join. Default: $RAY_ADDRESS (set inside `ray job submit`), or a new local one."""
+    engine: Literal["ray", "process"] = "ray"
+    """ray: every party is an actor; process: all in this process, for debugging."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto uses a GPU where there is one."""
+    threads: int | None = None
+    """PyTorch threads of each party. Default: all cores for the producer, an equal share for each consumer."""
+
+    @property
+    def storage_path(self) -> Path:
+        """Absolute."""
+        return (self.storage or default_storage()).expanduser().absolute()
+
+    @property
+    def tracking(self) -> str:
+        """The MLflow URI."""
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.storage_path}/mlflow.db"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """Train a private encoder (phase 1) and the tasks behind it (phase 2), and publish both.
+
+    The producer keeps the images. Every task's tenant gets the features of its own task and nothing else.
+    """
+
+    data: Annotated[DataSettings, _INLINE] = DataSettings()
+    private: str | None = None
+    """The attribute to hide. Its module and classifier never leave the producer; no tenant can buy it."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to train in parallel, as A,B,C."""
+    algorithm: Literal["both", "task", "input"] = "both"
+    """Algorithm 2's branch. both: input obfuscation, then task privacy against the frozen encoder; task: task privacy
+    only, no DP, the encoder is trained jointly; input: input obfuscation only, no dissimilarity term."""
+    phase: Literal["all", "encoder", "tasks"] = "all"
+    """Run both phases, only phase 1 (publishes an encoder), or only phase 2 (on a published encoder)."""
+    encoder_version: str = "latest"
+    """Which published encoder to use with --phase tasks."""
+    network: Annotated[NetworkConfig, _INLINE] = NetworkConfig()
+    dp: Annotated[DpConfig, _INLINE] = DpConfig()
+    task_privacy: Annotated[DissimilarityConfig, _INLINE] = DissimilarityConfig()
+    encoder: EncoderTrainingConfig = EncoderTrainingConfig()
+    training: Annotated[SessionConfig, _INLINE] = SessionConfig()
+    seed: int = 0
+    """Of initial weights, batches and mirroring. DP's noise comes from the operating system (see --noise-seed)."""
+    resume: bool = False
+    """Go on with phase 2 from the newest checkpoint of an interrupted run with the same settings."""
+    runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
+
+    def __post_init__(self) -> None:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ConfigError(f"a task is named twice in --tasks {','.join(self.tasks)}")
+        if self.private is not None and self.private in self.tasks:
+            raise ConfigError(
+                f"{self.private!r} is the private attribute and also in --tasks: "
+                "an attribute is either hidden or sold; take it out of one of the two"
+            )
+        if not self.tasks and self.phase != "encoder":
+            raise ConfigError(
+                "no task to train: name at least one with --tasks, or train only the encoder: --phase encoder"
+            )
+        if self.algorithm == "both" and self.private is None and self.phase != "tasks":
+            raise ConfigError(
+                "--algorithm both trains the encoder on a private attribute: name it with --private, "
+                "or choose --algorithm task (no DP) or --algorithm input"
+            )
+        if self.algorithm == "task" and self.dp.epsilon is not None:
+            raise ConfigError(
+                "--algorithm task trains the encoder without differential privacy: leave --epsilon out, "
+                "or choose --algorithm both"
+            )
+        if self.algorithm == "task" and self.phase != "all":
+            raise ConfigError("--algorithm task trains encoder and tasks together: leave --phase out")
+        if self.algorithm == "input" and self.dp.epsilon is None:
+            raise ConfigError("--algorithm input obfuscates with differential privacy: give --epsilon")
+        if self.algorithm == "input" and self.task_privacy.omega > 0:
+            raise ConfigError("--algorithm input has no dissimilarity term: give --omega 0, or choose --algorithm both")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddTaskSettings:
+    """Add one task to a published encoder, without touching the tasks that are already there.
+
+    Data set, split and networks are those of the encoder, from the catalog.
+    """
+
+    task: Annotated[str, tyro.conf.Positional]
+    """The task to add."""
+    data: str | None = None
+    """Where the data set is now, if not where the encoder found it. The content must be the same."""
+    encoder_version: str = "latest"
+    """Which published encoder."""
+    head: str | None = None
+    """The tenant's head: backbone or linear. Default: as the tasks of that encoder."""
+    module: str | None = None
+    """The metamorphosis module. Default: as the tasks of that encoder."""
+    task_privacy: Annotated[DissimilarityConfig, _INLINE] = DissimilarityConfig()
+    training: Annotated[SessionConfig, _INLINE] = SessionConfig()
+    conflict_epochs: int = 2
+    """Further epochs when somebody else published a task meanwhile: the new pair is trained apart before publishing."""
+    seed: int = 0
+    """Of initial weights, batches and mirroring."""
+    runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateSettings:
+    """Measure what each task's tenant can learn from its features that it did not buy.
+
+    The paper's swap test, and attackers that are trained afresh on the features, beside chance and the floor that the
+    labels' own correlation sets.
+    """
+
+    data: str | None = None
+    """Where the data set is now, if not where the encoder found it."""
+    encoder_version: str = "latest"
+    """Which published encoder."""
+    budget: Literal["quick", "full"] = "quick"
+    """How hard the attackers try."""
+    alone: int = 0
+    """Also train each task's network alone, without any privacy, for this many epochs, and print its accuracy."""
+    targets: tuple[str, ...] = ()
+    """Attributes to attack, as A,B,C. Default: every task of the encoder and the private attribute."""
+    seeds: int = 1
+    """Attackers are trained with this many seeds."""
+    seed: int = 0
+    """Of the attackers' weights and batches."""
+    out: Path | None = None
+    """Folder for the table, the figure and leakage.json. Default: a new one in the storage folder."""
+    runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
