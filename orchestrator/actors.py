@@ -1,0 +1,303 @@
+"""The parties as Ray actors, and the adapters through which a session talks to them.
+
+The only module that makes actors. The classes with the logic are plain (`Producer`, `Consumer`); here they get a
+process each. Features go from the producer's process to each consumer's through the object store, without copies and
+without passing the driver; only numpy arrays travel, never torch tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
+
+from orchestrator.assembly import SessionPlan, build_producer
+from orchestrator.cluster import cluster_cpus, free_cpus, use_gpu
+from orchestrator.consumer import Consumer, ConsumerConfig
+from orchestrator.errors import MetaMorphosisError, PartyLostError, UnavailableError
+from orchestrator.network import pick_device
+from orchestrator.ports import Pending
+from orchestrator.states import plain_state, tensor_state
+from orchestrator.wire import FeatureBatch, FeatureGradient, PublicKey, SealedLabels, TaskOffer
+
+_MOST_CPUS = 1.0
+
+
+_START_S = 300.0
+"""How long a party may wait for a free core and start: Ray itself would wait for ever, without a word."""
+
+
+def cpus_each(parties: int) -> float:
+    """What an actor reserves: a core, or an equal share of a cluster that has fewer cores than parties.
+
+    The parties of a step take turns, so a share is enough; threads are set apart from it.
+    """
+    return min(_MOST_CPUS, round(cluster_cpus() / (parties + 1), 2))
+
+
+class RayPending:
+    """A result that some actor is working on."""
+
+    def __init__(self, reference: Any, party: str) -> None:
+        self.reference, self._party = reference, party
+
+    def result(self, *, timeout_s: float | None = None) -> Any:
+        """Wait for it. Raises what the party raised, as if it had been called in this process."""
+        try:
+            return ray.get(self.reference, timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise UnavailableError(
+                f"{self._party} did not start within {timeout_s:.0f} s: the cluster has "
+                f"{cluster_cpus():g} CPUs, {free_cpus():g} of them free. "
+                "Wait for other jobs to end, or join a larger cluster with --address"
+            ) from error
+        except RayTaskError as error:
+            cause = _our_error(error)
+            if cause is not None:
+                raise cause from error
+            raise
+        except (RayActorError, WorkerCrashedError) as error:
+            raise PartyLostError(f"{self._party} died: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that may hold a whole remote traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _our_error(error: BaseException | None) -> MetaMorphosisError | None:
+    """The project's own error at the bottom of Ray's wrappers: a failed argument arrives wrapped more than once."""
+    while error is not None:
+        if isinstance(error, MetaMorphosisError) and not isinstance(error, RayTaskError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def unwrap(pending: Pending[Any]) -> Any:
+    """What to pass to an actor: the reference itself, so that the data does not pass the driver."""
+    return pending.reference if isinstance(pending, RayPending) else pending.result()
+
+
+class _ProducerActor:
+    """A producer in a process of its own."""
+
+    def __init__(self, plan: SessionPlan) -> None:
+        self._producer = build_producer(plan)
+        self._tasks = sorted(self._producer.offers())
+
+    def offers(self) -> Mapping[str, TaskOffer]:
+        return self._producer.offers()
+
+    def seal_labels(self, key: PublicKey, subset: str) -> SealedLabels:
+        return self._producer.seal_labels(key, subset)
+
+    def features(self, step: int) -> Any:
+        return self._one_by_one(self._producer.features(step))
+
+    def learn(self, step: int, tasks: list[str], *gradients: FeatureGradient) -> Any:
+        return self._producer.learn(step, dict(zip(tasks, gradients, strict=True)))
+
+    def evaluation_features(self, subset: str) -> Any:
+        return self._one_by_one(self._producer.evaluation_features(subset))
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def weights(self) -> Any:
+        return plain_state(self._producer.weights())
+
+    def state_dict(self) -> Any:
+        return plain_state(self._producer.state_dict())
+
+    def load_state_dict(self, state: Any) -> None:
+        self._producer.load_state_dict(tensor_state(state))
+
+    def _one_by_one(self, batches: Mapping[str, FeatureBatch]) -> Any:
+        """Each task's batch as an object of its own, so that a consumer can be given its own and no other."""
+        values = [batches[task] for task in self._tasks]
+        return values if len(values) > 1 else values[0]
+
+
+class _ConsumerActor:
+    """A hosted tenant in a process of its own."""
+
+    def __init__(self, offer: TaskOffer, config: ConsumerConfig, device: str, threads: int | None) -> None:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._consumer = Consumer(offer, config, device=pick_device(device))
+
+    def public_key(self) -> PublicKey:
+        return self._consumer.public_key()
+
+    def receive_labels(self, sealed: SealedLabels) -> None:
+        self._consumer.receive_labels(sealed)
+
+    def learn(self, batch: FeatureBatch) -> FeatureGradient:
+        return self._consumer.learn(batch)
+
+    def evaluate(self, batch: FeatureBatch) -> Any:
+        return self._consumer.evaluate(batch)
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def head(self) -> Any:
+        return self._consumer.head()
+
+    def state_dict(self) -> Any:
+        return plain_state(self._consumer.state_dict())
+
+    def load_state_dict(self, state: Any) -> None:
+        self._consumer.load_state_dict(tensor_state(state))
+
+
+class RayProducer:
+    """`ProducerPort` over an actor."""
+
+    def __init__(self, plan: SessionPlan) -> None:
+        parties = 1 + len(plan.data.specs)
+        self._actor: Any = ray.remote(_ProducerActor).options(**_placement(plan.device, parties)).remote(ray.put(plan))
+        self._offers: Mapping[str, TaskOffer] = self._call("offers").result(timeout_s=_START_S)
+        self._tasks = sorted(self._offers)
+
+    def offers(self) -> Mapping[str, TaskOffer]:
+        """What each task being trained looks like to its tenant."""
+        return self._offers
+
+    def seal_labels(self, key: PublicKey, subset: str) -> RayPending:
+        """The labels of ``key.task``, sealed to its tenant."""
+        return self._call("seal_labels", key, subset)
+
+    def features(self, step: int) -> dict[str, RayPending]:
+        """Every task's feature of the batch of this step."""
+        return self._per_task("features", step)
+
+    def learn(self, step: int, gradients: Mapping[str, Pending[FeatureGradient]]) -> RayPending:
+        """Apply this step's gradients, once."""
+        return self._call("learn", step, list(gradients), *[unwrap(g) for g in gradients.values()])
+
+    def evaluation_features(self, subset: str) -> dict[str, RayPending]:
+        """Every task's feature of a whole subset."""
+        return self._per_task("evaluation_features", subset)
+
+    def weights(self) -> dict[str, Any]:
+        """The network's weights, for publication."""
+        state: dict[str, Any] = tensor_state(self._call("weights").result())
+        return state
+
+    def state_dict(self) -> RayPending:
+        """Everything needed to go on from here."""
+        return self._call("state_dict")
+
+    def load_state_dict(self, state: dict[str, Any]) -> RayPending:
+        """Go on from there."""
+        return self._call("load_state_dict", plain_state(state))
+
+    def process_id(self) -> int:
+        """Of the actor's process, on its node."""
+        return int(self._call("process_id").result())
+
+    def close(self) -> None:
+        """End the actor's process."""
+        ray.kill(self._actor, no_restart=True)
+
+    def _call(self, method: str, *arguments: Any) -> RayPending:
+        return RayPending(getattr(self._actor, method).remote(*arguments), "the producer")
+
+    def _per_task(self, method: str, argument: Any) -> dict[str, RayPending]:
+        n = len(self._tasks)
+        references = getattr(self._actor, method).options(num_returns=n).remote(argument)
+        one_each = references if n > 1 else [references]
+        return {task: RayPending(r, "the producer") for task, r in zip(self._tasks, one_each, strict=True)}
+
+
+class RayConsumer:
+    """`ConsumerPort` over an actor: a hosted tenant."""
+
+    def __init__(
+        self,
+        offer: TaskOffer,
+        config: ConsumerConfig,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        parties: int = 2,
+    ) -> None:
+        self._task = offer.spec.name
+        actor = ray.remote(_ConsumerActor).options(**_placement(device, parties))
+        self._actor: Any = actor.remote(offer, config, device, threads)
+
+    @property
+    def task(self) -> str:
+        """The task that it bought."""
+        return self._task
+
+    def public_key(self) -> RayPending:
+        """The key to which its labels are to be sealed."""
+        return self._call("public_key")
+
+    def receive_labels(self, sealed: Pending[SealedLabels]) -> RayPending:
+        """Open and keep the labels of one subset."""
+        return self._call("receive_labels", unwrap(sealed))
+
+    def learn(self, batch: Pending[FeatureBatch]) -> RayPending:
+        """Update the head once for this step and return dL/dz."""
+        return self._call("learn", unwrap(batch))
+
+    def evaluate(self, batch: Pending[FeatureBatch]) -> RayPending:
+        """Measure the head, without changing it."""
+        return self._call("evaluate", unwrap(batch))
+
+    def head(self) -> RayPending:
+        """The head for publication."""
+        return self._call("head")
+
+    def state_dict(self) -> RayPending:
+        """Everything needed to go on from here."""
+        return self._call("state_dict")
+
+    def load_state_dict(self, state: dict[str, Any]) -> RayPending:
+        """Go on from there."""
+        return self._call("load_state_dict", plain_state(state))
+
+    def process_id(self) -> int:
+        """Of the actor's process, on its node."""
+        return int(self._call("process_id").result())
+
+    def close(self) -> None:
+        """End the actor's process."""
+        ray.kill(self._actor, no_restart=True)
+
+    def _call(self, method: str, *arguments: Any) -> RayPending:
+        return RayPending(getattr(self._actor, method).remote(*arguments), f"the consumer of task {self._task!r}")
+
+
+class _ProgressBoard:
+    """A mailbox between a Ray Train worker and the driver, so that the driver can show progress as it happens."""
+
+    def __init__(self) -> None:
+        self._posted: list[Any] = []
+
+    def post(self, message: Any) -> None:
+        self._posted.append(message)
+
+    def take(self) -> list[Any]:
+        taken, self._posted = self._posted, []
+        return taken
+
+
+def progress_board() -> Any:
+    """A new mailbox actor."""
+    return ray.remote(_ProgressBoard).options(num_cpus=0).remote()
+
+
+def _placement(device: str, parties: int) -> dict[str, Any]:
+    """Spread over the nodes: by default Ray fills the first one."""
+    gpus = 1 / parties if use_gpu(device) else 0
+    return {"num_cpus": cpus_each(parties), "num_gpus": gpus, "scheduling_strategy": "SPREAD"}

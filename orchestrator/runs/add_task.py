@@ -1,0 +1,112 @@
+"""Add one task to a published encoder. Every task that was there before stays as it is, byte for byte."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from orchestrator.assembly import SessionPlan
+from orchestrator.catalog import Catalog
+from orchestrator.catalog_records import EncoderRecord, TaskRecord
+from orchestrator.errors import CheckpointError, PublishConflictError
+from orchestrator.privacy.guarantee import Guarantee
+from orchestrator.runs.observer import RunObserver
+from orchestrator.runs.opening import open_data
+from orchestrator.runs.phase_two import SessionResult, run_session, with_epochs
+from orchestrator.runs.publishing import (
+    check_unpublished,
+    fixed_modules,
+    guarantee_of,
+    network_of,
+    settings_of,
+    task_entry,
+)
+from orchestrator.settings import AddTaskSettings
+
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddOutcome:
+    """What was published, and the proof that nothing else changed."""
+
+    encoder: EncoderRecord
+    task: TaskRecord
+    guarantee: Guarantee
+    unchanged: dict[str, str]
+    """Artefact of every earlier task to its SHA-256, the same before and after."""
+    session: SessionResult
+
+
+def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserver, run_id: str) -> AddOutcome:
+    """Train ``settings.task`` against the frozen encoder and publish it.
+
+    If somebody publishes another task meanwhile, the new pair is trained apart for a few epochs more, and publication
+    is tried again: a task is never published without having been kept apart from every task that was there before it.
+    """
+    encoder, weights = catalog.encoder(settings.encoder_version)
+    published = catalog.tasks(encoder.version)
+    check_unpublished(encoder, published, (settings.task,))
+    before = catalog.published_hashes(encoder.version)
+    opened = open_data(settings_of(encoder, settings.data), observer, fingerprint=encoder.data_fingerprint)
+    network = network_of(encoder, head=settings.head, module=settings.module)
+    plan = SessionPlan(
+        data=opened.training_data((settings.task,)),
+        network=network,
+        config=settings.training,
+        dissimilarity=settings.task_privacy,
+        seed=settings.seed,
+        encoder=weights,
+        fixed_modules=fixed_modules(catalog, encoder, published),
+        cache_root=settings.runtime.storage_path / "features",
+        device=settings.runtime.device,
+        threads=settings.runtime.threads,
+    )
+    guarantee = guarantee_of(encoder, task_privacy=settings.task_privacy)
+    observer.on_stage(f"training {settings.task}")
+    session = run_session(plan, settings.runtime, observer)
+    for _ in range(_ATTEMPTS):
+        entry = task_entry(
+            plan.data.specs[settings.task],
+            private=False,
+            module_config=network.module_config(plan.data.image_size),
+            module_state=session.module_weights(settings.task),
+            head_config=session.heads[settings.task].config,
+            head_state=session.heads[settings.task].state,
+            metrics=session.test[settings.task].metrics,
+            guarantee=guarantee,
+        )
+        observer.on_stage("publishing")
+        try:
+            (record,) = catalog.publish_tasks(
+                encoder.version, [entry], expected=frozenset(plan.fixed_modules), run_id=run_id
+            )
+        except PublishConflictError:
+            published = catalog.tasks(encoder.version)
+            check_unpublished(encoder, published, (settings.task,))
+            observer.on_stage(f"keeping {settings.task} apart from what was published meanwhile")
+            plan = dataclasses.replace(
+                with_epochs(plan, plan.config.epochs + settings.conflict_epochs),
+                fixed_modules=fixed_modules(catalog, encoder, published),
+            )
+            session = run_session(plan, settings.runtime, observer, state=session.state)
+            continue
+        return AddOutcome(
+            encoder=encoder,
+            task=record,
+            guarantee=guarantee,
+            unchanged=_check_unchanged(catalog, encoder.version, before),
+            session=session,
+        )
+    raise PublishConflictError(
+        f"task {settings.task!r} was overtaken {_ATTEMPTS} times by others' publications; run the command again"
+    )
+
+
+def _check_unchanged(catalog: Catalog, encoder_version: str, before: dict[str, str]) -> dict[str, str]:
+    """Read every earlier artefact again and compare. Raises if one byte differs."""
+    after = catalog.published_hashes(encoder_version)
+    changed = sorted(name for name, digest in before.items() if after.get(name) != digest)
+    if changed:
+        raise CheckpointError(f"artefacts of earlier tasks changed while this one was added: {', '.join(changed)}")
+    return before

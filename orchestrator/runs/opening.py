@@ -1,0 +1,88 @@
+"""What every run begins with: its data, checked against what was asked, and its parties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from orchestrator.assembly import SessionPlan, TrainingData
+from orchestrator.consumer import ConsumerConfig
+from orchestrator.errors import DataError
+from orchestrator.ports import ConsumerPort, ProducerPort
+from orchestrator.runs.observer import RunObserver
+from orchestrator.settings import DataSettings, RuntimeSettings
+from orchestrator.wire import TaskOffer
+from tasks.datasets import open_dataset
+from tasks.datasets.splits import SUBSETS, Splits, check_labels, split_rows
+from tasks.datasets.table import ImageTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenData:
+    """A data set and its split."""
+
+    table: ImageTable
+    splits: Splits
+
+    def training_data(self, tasks: Sequence[str]) -> TrainingData:
+        """The part that some tasks need. Raises if one is unknown or lacks a class in the training subset."""
+        check_labels(self.table, self.splits, tuple(tasks))
+        rows = {subset: self.splits.subset(subset) for subset in SUBSETS}
+        return TrainingData.of(self.table, rows, tuple(tasks))
+
+
+def open_data(settings: DataSettings, observer: RunObserver, *, fingerprint: str | None = None) -> OpenData:
+    """Load and split. With a fingerprint, the content must be what an encoder was trained on."""
+    observer.on_stage("reading the data")
+    table = open_dataset(settings.data, image_size=settings.image_size, options=settings.options)
+    if table.skipped:
+        some = ", ".join(table.skipped[:5]) + (", ..." if len(table.skipped) > 5 else "")
+        observer.on_stage(f"left out {len(table.skipped)} image(s) that cannot be read: {some}")
+    if fingerprint is not None and table.fingerprint != fingerprint:
+        raise DataError(
+            f"{settings.data} is not the data that the encoder was trained on (its content has fingerprint "
+            f"{table.fingerprint[:12]}, the encoder's {fingerprint[:12]}): the split would mix train and test images. "
+            "Give the original with --data, or train a new encoder"
+        )
+    splits = split_rows(len(table), seed=settings.split_seed, fractions=settings.fractions, groups=table.groups)
+    return OpenData(table=table, splits=splits)
+
+
+@contextmanager
+def open_parties(plan: SessionPlan, runtime: RuntimeSettings) -> Iterator[tuple[ProducerPort, list[ConsumerPort]]]:
+    """The producer and one hosted consumer a task, in this process or as actors; ended with the block."""
+    tasks = list(plan.data.specs)
+    opened: list[ProducerPort | ConsumerPort] = []
+    try:
+        producer, open_consumer = _factories(plan, runtime, n_tasks=len(tasks))
+        opened.append(producer)
+        offers = producer.offers()
+        consumers = []
+        for task in tasks:
+            consumers.append(open_consumer(offers[task], plan.consumer_config(task)))
+            opened.append(consumers[-1])
+        yield producer, consumers
+    finally:
+        for party in opened:
+            party.close()
+
+
+OpenConsumer = Callable[[TaskOffer, ConsumerConfig], ConsumerPort]
+
+
+def _factories(plan: SessionPlan, runtime: RuntimeSettings, *, n_tasks: int) -> tuple[ProducerPort, OpenConsumer]:
+    """The producer, and what makes a consumer of the same kind."""
+    if runtime.engine == "process":
+        from orchestrator.local import LocalConsumer, LocalProducer
+
+        return LocalProducer(plan), lambda offer, config: LocalConsumer(offer, config, device=plan.device)
+    from orchestrator.actors import RayConsumer, RayProducer
+    from orchestrator.cluster import cluster_cpus
+
+    threads = runtime.threads or max(1, int(cluster_cpus()) // n_tasks)
+
+    def open_consumer(offer: TaskOffer, config: ConsumerConfig) -> ConsumerPort:
+        return RayConsumer(offer, config, device=plan.device, threads=threads, parties=1 + n_tasks)
+
+    return RayProducer(plan), open_consumer

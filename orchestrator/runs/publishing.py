@@ -1,0 +1,139 @@
+"""Between a run and the catalog: what is written about an encoder and a task, and how it is read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.catalog import Catalog
+from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
+from orchestrator.config import from_mapping, to_mapping
+from orchestrator.errors import AlreadyPublishedError, ConfigError
+from orchestrator.models.modules import ModuleConfig
+from orchestrator.network import NetworkConfig
+from orchestrator.privacy.dissimilarity import DissimilarityConfig
+from orchestrator.privacy.guarantee import Guarantee
+from orchestrator.settings import DataSettings
+from tasks.datasets.table import ImageTable
+from tasks.spec import TaskSpec
+
+
+def encoder_record(
+    *,
+    settings: DataSettings,
+    private: str | None,
+    table: ImageTable,
+    network: NetworkConfig,
+    guarantee: Guarantee,
+    run_id: str,
+) -> EncoderRecord:
+    """What the catalog says about an encoder: enough to build it and to find the same split of the same data again."""
+    return EncoderRecord(
+        version="",
+        backbone=network.backbone,
+        split_index=network.split_index,
+        image_size=settings.image_size,
+        feature_shape=network.shape(settings.image_size),
+        data_fingerprint=table.fingerprint,
+        normalisation={"mean": list(table.normalisation.mean), "std": list(table.normalisation.std)},
+        flip=table.flip,
+        data={
+            "settings": to_mapping(settings),
+            "private": private,
+            "head": network.head,
+            "module": network.module,
+            "name": table.name,
+        },
+        guarantee=guarantee.to_json(),
+        weights_sha256="",
+        run_id=run_id,
+        created="",
+    )
+
+
+def settings_of(encoder: EncoderRecord, data: str | None) -> DataSettings:
+    """The data settings that the encoder was trained with; ``data`` says where the same content is now."""
+    settings = from_mapping(DataSettings, encoder.data["settings"], where=f"encoder {encoder.version}")
+    return settings if data is None else dataclasses.replace(settings, data=data)
+
+
+def network_of(encoder: EncoderRecord, *, head: str | None, module: str | None) -> NetworkConfig:
+    """The networks behind that encoder."""
+    return NetworkConfig(
+        backbone=encoder.backbone,
+        split_index=encoder.split_index,
+        head=head or encoder.data["head"],
+        module=module or encoder.data["module"],
+    )
+
+
+def guarantee_of(encoder: EncoderRecord, *, task_privacy: DissimilarityConfig) -> Guarantee:
+    """The encoder's guarantee, with what is said of a task that is added to it."""
+    return dataclasses.replace(
+        Guarantee.from_json(dict(encoder.guarantee)), task_privacy=task_privacy_words(task_privacy)
+    )
+
+
+def task_privacy_words(config: DissimilarityConfig) -> str:
+    """What keeps a task's feature apart from the others', in words."""
+    if config.omega == 0:
+        return ""
+    return f"{config.similarity} dissimilarity, {config.similarity_mode}, omega {config.omega:g}"
+
+
+def fixed_modules(
+    catalog: Catalog, encoder: EncoderRecord, published: Mapping[str, TaskRecord]
+) -> dict[str, tuple[ModuleConfig, Mapping[str, Tensor]]]:
+    """The modules of the tasks that are already there: a new one is kept apart from them, and they never change."""
+    fixed: dict[str, tuple[ModuleConfig, Mapping[str, Tensor]]] = {}
+    for task in sorted(published):
+        record, state, _ = catalog.load_task(encoder.version, task)
+        fixed[task] = (ModuleConfig.from_json(dict(record.module_config)), state)
+    return fixed
+
+
+def check_unpublished(
+    encoder: EncoderRecord,
+    published: Mapping[str, TaskRecord],
+    tasks: tuple[str, ...],
+    *,
+    private: tuple[str, ...] = (),
+) -> None:
+    """Raise if one of the tasks is there already, or is what the encoder's producer hides."""
+    hidden = encoder.data.get("private")
+    for task in tasks:
+        if task == hidden and task not in private:
+            raise ConfigError(
+                f"{task!r} is the private attribute of encoder {encoder.version}: it is hidden, and cannot be sold"
+            )
+        if task in published:
+            raise AlreadyPublishedError(task, encoder.version)
+
+
+def task_entry(
+    spec: TaskSpec,
+    *,
+    private: bool,
+    module_config: ModuleConfig,
+    module_state: Mapping[str, Tensor],
+    head_config: Mapping[str, Any],
+    head_state: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    guarantee: Guarantee,
+) -> TaskEntry:
+    """What a run hands to the catalog for one task."""
+    return TaskEntry(
+        spec=spec,
+        private=private,
+        module_config=module_config.to_json(),
+        module_state=module_state,
+        head_config=head_config,
+        head_state={name: torch.tensor(np.asarray(value)) for name, value in head_state.items()},
+        metrics=metrics,
+        guarantee=guarantee.to_json(),
+    )

@@ -1,0 +1,275 @@
+"""Train an encoder and the tasks behind it, and publish both (MetaMorphosis, Algorithm 2).
+
+algorithm   phase 1                             phase 2
+both        E on the private attribute, DP      g_i, M_i on the frozen E, with the dissimilarity term
+task        -                                   E, g_i, M_i jointly, no DP, with the dissimilarity term
+input       surrogate_then_freeze: as both      g_i, M_i on the frozen E, no dissimilarity term
+            whole: E, g_i, M_i, DP              -
+            encoder_only_paper: -               E, g_i with DP from live consumers; no guarantee
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from orchestrator.assembly import SessionPlan, TrainingData
+from orchestrator.catalog import Catalog
+from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
+from orchestrator.encoder_training import EncoderResult, make_plan
+from orchestrator.errors import PrivacyRefusal
+from orchestrator.models.modules import ModuleConfig
+from orchestrator.privacy.accounting import Accountant
+from orchestrator.privacy.guarantee import Guarantee, guarantee_for
+from orchestrator.privacy.plan import DpPlan
+from orchestrator.runs.observer import RunObserver
+from orchestrator.runs.opening import OpenData, open_data
+from orchestrator.runs.phase_two import SessionResult, check_resumable, checkpoint_path, run_session
+from orchestrator.runs.publishing import (
+    check_unpublished,
+    encoder_record,
+    fixed_modules,
+    guarantee_of,
+    network_of,
+    settings_of,
+    task_entry,
+    task_privacy_words,
+)
+from orchestrator.settings import TrainSettings
+from orchestrator.tracking import Tracker
+from orchestrator.train_job import EncoderJob, train_encoder, train_encoder_here
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """What a run published."""
+
+    encoder: EncoderRecord
+    tasks: tuple[TaskRecord, ...]
+    guarantee: Guarantee
+    session: SessionResult | None = field(repr=False)
+
+
+class TrainRun:
+    """One run of `TrainSettings`. The phases are methods so that a run reads as Algorithm 2 does."""
+
+    def __init__(self, settings: TrainSettings, *, catalog: Catalog, tracker: Tracker, observer: RunObserver) -> None:
+        self.settings, self.catalog, self.tracker, self.observer = settings, catalog, tracker, observer
+        self.checkpoint = checkpoint_path(settings, settings.runtime)
+        self.memo = self.checkpoint.with_name(self.checkpoint.name + ".encoder.json")
+        if settings.resume:
+            check_resumable(self.checkpoint)
+        self.private = (settings.private,) if settings.private is not None else ()
+        self.network = settings.network
+        self.opened: OpenData
+
+    def run(self) -> TrainOutcome:
+        """All phases that were asked for."""
+        if self.settings.phase == "tasks":
+            return self._phase_two(self.settings.encoder_version)
+        if self.settings.resume and self.memo.exists():
+            return self._phase_two(str(json.loads(self.memo.read_text())["encoder_version"]))
+        self.opened = open_data(self.settings.data, self.observer)
+        data = self.opened.training_data([*self.private, *self.settings.tasks])
+        match self.settings.algorithm, self.settings.dp.dp_mode:
+            case ("task", _):
+                return self._train_jointly(data, plan=None)
+            case ("input", "encoder_only_paper"):
+                return self._train_jointly(data, plan=self._plan(self.settings.training))
+            case ("input", "whole"):
+                return self._train_wholly_private(data)
+            case _:
+                return self._two_phases(data)
+
+    # -- the branches of Algorithm 2 -------------------------------------------------------------------------------
+
+    def _two_phases(self, data: TrainingData) -> TrainOutcome:
+        """Lines 8-10: phase 1 on the private attribute, phase 2 against the frozen encoder.
+
+        The encoder is published as soon as it is trained: its budget is spent, and phase 2 may be run again.
+        """
+        result = self._phase_one(data, self.private or self.settings.tasks)
+        guarantee = self._guarantee(result.accountant)
+        encoder = self._publish_encoder(result.encoder, guarantee)
+        entries = [self._entry_of_phase_one(data, task, result, guarantee) for task in result.modules]
+        private = self.catalog.publish_tasks(encoder.version, entries, expected=frozenset()) if entries else []
+        if self.settings.phase == "encoder":
+            return TrainOutcome(encoder=encoder, tasks=tuple(private), guarantee=guarantee, session=None)
+        self.memo.parent.mkdir(parents=True, exist_ok=True)
+        self.memo.write_text(json.dumps({"encoder_version": encoder.version}))
+        return self._phase_two(encoder.version)
+
+    def _phase_two(self, encoder_version: str) -> TrainOutcome:
+        """Modules and heads against a published, frozen encoder; apart from every task that it already has."""
+        encoder, weights = self.catalog.encoder(encoder_version)
+        published = self.catalog.tasks(encoder.version)
+        tasks = tuple(t for t in (*self.private, *self.settings.tasks) if not _is_private(published, t))
+        check_unpublished(encoder, published, tasks, private=self.private)
+        self.network = network_of(encoder, head=self.settings.network.head, module=self.settings.network.module)
+        if not hasattr(self, "opened"):
+            where = settings_of(encoder, self.settings.data.data)
+            self.opened = open_data(where, self.observer, fingerprint=encoder.data_fingerprint)
+        data = self.opened.training_data(tasks)
+        fixed = fixed_modules(self.catalog, encoder, published)
+        session = self._session(self._session_plan(data, encoder=weights, fixed=fixed))
+        guarantee = guarantee_of(encoder, task_privacy=self.settings.task_privacy)
+        entries = [self._entry(data, task, session, guarantee) for task in tasks]
+        return self._publish(encoder, entries, guarantee, session, expected=frozenset(published))
+
+    def _train_jointly(self, data: TrainingData, *, plan: DpPlan | None) -> TrainOutcome:
+        """Lines 5-7 without a plan (task privacy only), lines 1-4 with one (live consumers; no guarantee)."""
+        if plan is not None and self.settings.resume:
+            raise PrivacyRefusal(
+                "a session with DP cannot be resumed: its batches and noise were drawn from a secret that is gone with "
+                "the interrupted process. Start it again without --resume"
+            )
+        session = self._session(dataclasses.replace(self._session_plan(data, encoder=None), frozen=False, dp=plan))
+        guarantee = self._guarantee(session.state["producer"]["accountant"])
+        encoder = self._publish_encoder(session.encoder_weights(), guarantee)
+        entries = [self._entry(data, task, session, guarantee) for task in data.specs]
+        return self._publish(encoder, entries, guarantee, session)
+
+    def _train_wholly_private(self, data: TrainingData) -> TrainOutcome:
+        """Lines 1-4 with the heads under DP too, so that encoder, modules and heads are all covered."""
+        result = self._phase_one(data, tuple(data.specs))
+        guarantee = self._guarantee(result.accountant)
+        encoder = self._publish_encoder(result.encoder, guarantee)
+        entries = [self._entry_of_phase_one(data, task, result, guarantee) for task in data.specs]
+        return self._publish(encoder, entries, guarantee, None)
+
+    # -- steps of a branch -----------------------------------------------------------------------------------------
+
+    def _plan(self, training: Any) -> DpPlan | None:
+        n_train = len(self.opened.splits.train)
+        return make_plan(self.settings.dp, n_train=n_train, batch_size=training.batch_size, epochs=training.epochs)
+
+    def _phase_one(self, data: TrainingData, labelled: tuple[str, ...]) -> EncoderResult:
+        self.observer.on_stage("phase 1: the encoder")
+        settings, runtime = self.settings, self.settings.runtime
+        plan = self._plan(settings.encoder)
+        job = EncoderJob(
+            data=TrainingData.of(self.opened.table, data.rows, labelled),
+            network=self.network,
+            config=settings.encoder,
+            plan=plan,
+            surrogate_head=settings.dp.surrogate,
+            seed=settings.seed,
+            device=runtime.device,
+            threads=runtime.threads,
+        )
+        if runtime.engine == "process":
+            return train_encoder_here(job, progress=self.observer.on_encoder_progress)
+        return train_encoder(
+            job,
+            storage=runtime.storage_path / "train",
+            name=f"encoder-{self.tracker.run_id}",
+            progress=self.observer.on_encoder_progress,
+        )
+
+    def _session_plan(
+        self,
+        data: TrainingData,
+        *,
+        encoder: Mapping[str, Tensor] | None,
+        fixed: Mapping[str, tuple[ModuleConfig, Mapping[str, Tensor]]] | None = None,
+    ) -> SessionPlan:
+        runtime = self.settings.runtime
+        return SessionPlan(
+            data=data,
+            network=self.network,
+            config=self.settings.training,
+            dissimilarity=self.settings.task_privacy,
+            seed=self.settings.seed,
+            encoder=encoder,
+            frozen=encoder is not None,
+            fixed_modules=fixed or {},
+            cache_root=runtime.storage_path / "features",
+            device=runtime.device,
+            threads=runtime.threads,
+        )
+
+    def _session(self, plan: SessionPlan) -> SessionResult:
+        self.observer.on_stage("phase 2: the tasks")
+        return run_session(
+            plan, self.settings.runtime, self.observer, checkpoint=self.checkpoint, resume=self.settings.resume
+        )
+
+    def _guarantee(self, accounted: Mapping[str, Any] | None) -> Guarantee:
+        """From what the accountant really counted."""
+        dp = self.settings.dp
+        accountant = None
+        if accounted is not None:
+            accountant = Accountant(dp.accountant)
+            accountant.load_state_dict(accounted)
+        later = self.settings.algorithm == "both" and dp.dp_mode == "whole"
+        return guarantee_for(
+            dp,
+            accountant=accountant,
+            n_train=len(self.opened.splits.train),
+            task_privacy=task_privacy_words(self.settings.task_privacy),
+            # The tasks of phase 2 are trained without noise, on top of what phase 1 covered.
+            covers=("encoder", "the private attribute's module", "its classifier") if later else None,
+            excludes=("the tasks' modules", "the tasks' heads") if later else None,
+        )
+
+    def _publish_encoder(self, weights: Mapping[str, Tensor], guarantee: Guarantee) -> EncoderRecord:
+        self.observer.on_stage("publishing")
+        record = encoder_record(
+            settings=self.settings.data,
+            private=self.settings.private,
+            table=self.opened.table,
+            network=self.network,
+            guarantee=guarantee,
+            run_id=self.tracker.run_id,
+        )
+        return self.catalog.publish_encoder(record, weights)
+
+    def _entry(self, data: TrainingData, task: str, session: SessionResult, guarantee: Guarantee) -> TaskEntry:
+        head = session.heads[task]
+        return task_entry(
+            data.specs[task],
+            private=task in self.private,
+            module_config=self.network.module_config(data.image_size),
+            module_state=session.module_weights(task),
+            head_config=head.config,
+            head_state=head.state,
+            metrics=session.test[task].metrics,
+            guarantee=guarantee,
+        )
+
+    def _entry_of_phase_one(
+        self, data: TrainingData, task: str, result: EncoderResult, guarantee: Guarantee
+    ) -> TaskEntry:
+        spec = data.specs[task]
+        return task_entry(
+            spec,
+            private=task in self.private,
+            module_config=self.network.module_config(data.image_size),
+            module_state=result.modules[task],
+            head_config=self.network.head_config(data.image_size, spec.n_outputs).to_json(),
+            head_state=result.heads[task],
+            metrics=result.test_metrics[task],
+            guarantee=guarantee,
+        )
+
+    def _publish(
+        self,
+        encoder: EncoderRecord,
+        entries: list[TaskEntry],
+        guarantee: Guarantee,
+        session: SessionResult | None,
+        *,
+        expected: frozenset[str] = frozenset(),
+    ) -> TrainOutcome:
+        self.observer.on_stage("publishing")
+        records = self.catalog.publish_tasks(encoder.version, entries, expected=expected)
+        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
+
+
+def _is_private(published: Mapping[str, TaskRecord], task: str) -> bool:
+    return task in published and published[task].private

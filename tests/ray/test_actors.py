@@ -1,0 +1,93 @@
+"""The same session on Ray: the same numbers, the same errors, and nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import pytest
+
+from orchestrator.checkpoint import weights_hash
+from orchestrator.errors import NonFiniteLossError, PartyLostError, ProtocolError
+from orchestrator.runs.observer import SilentObserver
+from orchestrator.runs.opening import open_parties
+from orchestrator.runs.phase_two import run_session
+from orchestrator.settings import RuntimeSettings
+
+pytestmark = [
+    pytest.mark.usefixtures("ray_cluster"),
+    # Ray leaves a socket to its log monitor for the interpreter to close.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+HERE = RuntimeSettings(engine="process", threads=1, device="cpu")
+RAY = RuntimeSettings(engine="ray", threads=1, device="cpu")
+
+
+def test_the_same_seed_gives_the_same_result_in_process_and_on_ray(tiny_plan):
+    here = run_session(tiny_plan, HERE, SilentObserver())
+    on_ray = run_session(tiny_plan, RAY, SilentObserver())
+    for a, b in zip(here.epochs, on_ray.epochs, strict=True):
+        assert a.losses == pytest.approx(b.losses, abs=1e-6)
+        assert a.dissimilarity == pytest.approx(b.dissimilarity, abs=1e-6)
+    assert weights_hash(here.weights) == weights_hash(on_ray.weights)
+    assert here.test == on_ray.test
+
+
+def test_a_session_on_ray_goes_on_from_a_state_that_was_saved_in_process(tiny_plan):
+    whole = run_session(tiny_plan, HERE, SilentObserver())
+    first = dataclasses.replace(tiny_plan, config=dataclasses.replace(tiny_plan.config, epochs=1, schedule="constant"))
+    both = dataclasses.replace(first, config=dataclasses.replace(first.config, epochs=2))
+    half = run_session(first, HERE, SilentObserver())
+    resumed = run_session(both, RAY, SilentObserver(), state=half.state)
+    straight = run_session(both, HERE, SilentObserver())
+    assert weights_hash(resumed.weights) == weights_hash(straight.weights)
+    assert weights_hash(resumed.weights) != weights_hash(whole.weights)
+
+
+def test_a_partys_error_arrives_as_itself(tiny_plan):
+    with open_parties(tiny_plan, RAY) as (producer, consumers):
+        with pytest.raises(ProtocolError, match="step 3"):
+            producer.features(3)["left"].result()
+        batches = producer.features(0)
+        with pytest.raises(ProtocolError, match="no labels"):
+            consumers[0].learn(batches[consumers[0].task]).result()
+
+
+def test_an_error_of_a_consumer_reaches_the_driver_through_the_producer(tiny_plan):
+    plan = dataclasses.replace(tiny_plan, config=dataclasses.replace(tiny_plan.config, lr=1e30))
+    with pytest.raises(NonFiniteLossError) as caught:
+        run_session(plan, RAY, SilentObserver())
+    assert caught.value.task in {"bright", "left", "dissimilarity"}
+
+
+def test_a_party_that_is_killed_is_reported_as_lost(tiny_plan):
+    with open_parties(tiny_plan, RAY) as (_, consumers):
+        victim = consumers[0]
+        pid = victim.process_id()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(PartyLostError, match=f"consumer of task {victim.task!r} died"):
+            victim.public_key().result()
+
+
+def test_closing_ends_every_process_of_the_session(tiny_plan):
+    import psutil
+
+    with open_parties(tiny_plan, RAY) as (producer, consumers):
+        pids = [party.process_id() for party in (producer, *consumers)]
+        assert all(psutil.pid_exists(pid) for pid in pids)
+    for pid in pids:
+        try:
+            psutil.Process(pid).wait(timeout=30)
+        except psutil.NoSuchProcess:
+            continue
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_a_consumers_process_is_given_its_own_feature_and_no_other(tiny_plan):
+    """Each task's batch is an object of its own: the reference that a consumer gets holds one feature."""
+    with open_parties(tiny_plan, RAY) as (producer, _):
+        batches = producer.features(0)
+        for task, pending in batches.items():
+            assert pending.result().contract.task == task
+        assert len({pending.reference.hex() for pending in batches.values()}) == len(batches)
