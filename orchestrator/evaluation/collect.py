@@ -1,0 +1,121 @@
+"""From a catalog to what attackers work on: every published task's features, by subset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.catalog import Catalog
+from orchestrator.catalog_records import EncoderRecord, TaskRecord
+from orchestrator.checkpoint import weights_hash
+from orchestrator.consumer import rebuild_head
+from orchestrator.evaluation.leakage import TaskFeatures
+from orchestrator.feature_cache import FeatureCache
+from orchestrator.models.modules import ModuleConfig, build_module
+from orchestrator.network import NetworkConfig, freeze
+from orchestrator.runs.observer import RunObserver
+from orchestrator.runs.opening import OpenData, open_data
+from orchestrator.runs.publishing import network_of, settings_of
+from tasks.spec import TaskSpec
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One encoder's published features, on the data that it was trained on."""
+
+    encoder: EncoderRecord
+    opened: OpenData
+    network: NetworkConfig
+    features: Mapping[str, TaskFeatures] = field(repr=False)
+    labels: Mapping[str, Mapping[str, NDArray[np.int64]]] = field(repr=False)
+    specs: Mapping[str, TaskSpec]
+    records: Mapping[str, TaskRecord]
+
+
+def collect(
+    catalog: Catalog,
+    observer: RunObserver,
+    *,
+    encoder_version: str,
+    data: str | None,
+    targets: Sequence[str],
+    storage: Path,
+    threads: int | None = None,
+) -> Published:
+    """Load the encoder, its data and its tasks, and compute every task's features, from the feature cache.
+
+    ``targets`` are attributes to attack beside the published tasks; none named means all of them and the private one.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    encoder, weights = catalog.encoder(encoder_version)
+    records = catalog.tasks(encoder.version)
+    opened = open_data(settings_of(encoder, data), observer, fingerprint=encoder.data_fingerprint)
+    names = _attacked(encoder, records, targets)
+    training = opened.training_data(tuple(dict.fromkeys([*records, *names])))
+    network = network_of(encoder, head=None, module=None)
+    net = freeze(network.build_encoder(seed=0))
+    net.load_state_dict(dict(weights))
+    key = f"{weights_hash(net.state_dict())[:16]}-{opened.table.fingerprint[:16]}-{training.image_size}"
+    u = FeatureCache(storage / "features").encoder_features(
+        net, opened.table.images, key=key, normalisation=opened.table.normalisation, mirrored=False
+    )
+    features = {
+        task: _features_of(catalog, encoder, task, u, training.rows, private=record.private)
+        for task, record in records.items()
+    }
+    return Published(
+        encoder=encoder,
+        opened=opened,
+        network=network,
+        features=features,
+        labels={task: training.labels[task] for task in names},
+        specs={task: training.specs[task] for task in names},
+        records=records,
+    )
+
+
+def _attacked(encoder: EncoderRecord, records: Mapping[str, TaskRecord], targets: Sequence[str]) -> list[str]:
+    hidden = encoder.data.get("private")
+    asked = list(targets) or [*records, *([hidden] if hidden else [])]
+    return list(dict.fromkeys([*[t for t, r in records.items() if not r.private], *asked]))
+
+
+def _features_of(
+    catalog: Catalog,
+    encoder: EncoderRecord,
+    task: str,
+    u: NDArray[np.float16],
+    rows: Mapping[str, NDArray[np.int64]],
+    *,
+    private: bool,
+) -> TaskFeatures:
+    record, state, head_state = catalog.load_task(encoder.version, task)
+    module = build_module(ModuleConfig.from_json(dict(record.module_config)), seed=0)
+    module.load_state_dict(dict(state))
+    freeze(module)
+    head = None
+    if head_state is not None and record.head_config is not None:
+        head = rebuild_head(dict(record.head_config), dict(head_state))
+
+    def through(subset: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            parts = [
+                module(torch.from_numpy(np.ascontiguousarray(u[subset[i : i + _CHUNK]])).float()).numpy()
+                for i in range(0, len(subset), _CHUNK)
+            ]
+        return np.concatenate(parts)
+
+    return TaskFeatures(
+        spec=record.spec,
+        private=private,
+        features={name: through(subset) for name, subset in rows.items()},
+        head=head,
+    )
