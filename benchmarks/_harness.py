@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.assembly import SessionConfig, SessionPlan, TrainingData
+from orchestrator.memory import keep_freed_memory
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from tasks.datasets.table import IMAGENET
@@ -37,6 +38,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; each measures both sides once")
+    keep_freed_memory()  # both sides run with the allocator as our own processes set it
     return parser.parse_args()
 
 

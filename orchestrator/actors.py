@@ -18,6 +18,7 @@ from orchestrator.assembly import SessionPlan, build_producer
 from orchestrator.cluster import cluster_cpus, free_cpus, use_gpu
 from orchestrator.consumer import Consumer, ConsumerConfig
 from orchestrator.errors import MetaMorphosisError, PartyLostError, UnavailableError
+from orchestrator.memory import keep_freed_memory
 from orchestrator.network import pick_device
 from orchestrator.ports import Pending
 from orchestrator.states import plain_state, tensor_state
@@ -86,6 +87,7 @@ class _ProducerActor:
     """A producer in a process of its own."""
 
     def __init__(self, plan: SessionPlan) -> None:
+        keep_freed_memory()
         self._producer = build_producer(plan)
         self._tasks = sorted(self._producer.offers())
 
@@ -128,6 +130,7 @@ class _ConsumerActor:
     def __init__(self, offer: TaskOffer, config: ConsumerConfig, device: str, threads: int | None) -> None:
         import torch
 
+        keep_freed_memory()
         if threads is not None:
             torch.set_num_threads(threads)
         self._consumer = Consumer(offer, config, device=pick_device(device))

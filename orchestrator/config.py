@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, MetaMorphosisError
 
 T = TypeVar("T")
 
@@ -50,7 +50,8 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except cattrs.BaseValidationError as error:
-        problems = "; ".join(_explain(cls, line) for line in cattrs.transform_error(error, path=where))
+        lines = cattrs.transform_error(error, path=where, format_exception=_in_words)
+        problems = "; ".join(_explain(cls, line) for line in lines)
         raise ConfigError(problems) from error
 
 
@@ -107,6 +108,13 @@ def _is_optional(kind: Any) -> bool:
 def _optional(kind: Any, converter: Any) -> Any:
     (inner,) = [a for a in typing.get_args(kind) if a is not type(None)]
     return lambda value, _: None if value is None else converter.structure(value, inner)
+
+
+def _in_words(error: BaseException, kind: type | None) -> str:
+    """Our own errors speak for themselves; cattrs' are put into words by cattrs."""
+    from cattrs.v import format_exception
+
+    return str(error) if isinstance(error, MetaMorphosisError) else format_exception(error, kind)
 
 
 def _explain(cls: Any, line: str) -> str:

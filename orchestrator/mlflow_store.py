@@ -167,7 +167,6 @@ def _check_sqlite(database: Path, timeout_s: float) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(database, timeout=timeout_s)) as connection:
             connection.execute("BEGIN IMMEDIATE")  # only who may write gets this lock
-            connection.execute("SELECT count(*) FROM sqlite_master")
             connection.rollback()
     except (OSError, sqlite3.Error) as error:
         raise UnavailableError(

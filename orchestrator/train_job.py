@@ -21,6 +21,7 @@ from orchestrator.assembly import TrainingData
 from orchestrator.encoder_training import EncoderEpoch, EncoderResult, EncoderTraining, EncoderTrainingConfig
 from orchestrator.errors import CheckpointError, MetaMorphosisError, PartyLostError
 from orchestrator.inputs import ImageInputs
+from orchestrator.memory import keep_freed_memory
 from orchestrator.network import NetworkConfig, pick_device
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.sampling import derive_seed
@@ -169,6 +170,7 @@ def _train(job: EncoderJob, board: Any) -> None:
     import torch
     from ray import train
 
+    keep_freed_memory()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     training = job.build()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.memory import keep_freed_memory
 from tasks.errors import MetaMorphosisError, UnknownNameError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -31,6 +32,7 @@ def main(settings: str, run: Callable[[Any], None], *, prog: str, presets: bool 
     user gets one line that says what to install.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    keep_freed_memory()
     raise SystemExit(execute(settings, run, sys.argv[1:], prog=prog, presets=presets))
 
 

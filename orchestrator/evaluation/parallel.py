@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from orchestrator.evaluation.attacks.base import AttackResult
 from orchestrator.evaluation.leakage import AttackJob
+from orchestrator.memory import keep_freed_memory
 
 Work = Callable[[AttackJob], AttackResult]
 
@@ -34,5 +35,6 @@ def on_ray(work: Work, jobs: Sequence[AttackJob]) -> Iterator[AttackResult]:
 def _run(work: Work, job: AttackJob) -> AttackResult:
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     return work(job)

@@ -74,7 +74,6 @@ def _along_both(rows: Tensor, columns: Tensor, x: Tensor) -> Tensor:
     return (columns @ x).view(len(rows), len(columns), *rest)
 
 
-# Kept as numpy arrays: a tensor that was made under torch.inference_mode could not be used for training later.
 @lru_cache(maxsize=64)
 def _band(side: int, window: int) -> NDArray[np.float64]:
     offsets = np.arange(window) - window // 2

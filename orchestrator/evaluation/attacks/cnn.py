@@ -138,7 +138,8 @@ def small_cnn(shape: tuple[int, int, int], n_classes: int, *, width: int, dropou
     Up to 2x2 cells are kept for the last layer: where something is in the map may be what gives it away.
     """
     channels, *sides = shape
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [_WithSize()]
+    channels += 1
     for out in (width, 2 * width, 2 * width):
         stride = 2 if max(sides) > 4 else 1
         kernel = 3 if max(sides) > 1 else 1
@@ -148,6 +149,15 @@ def small_cnn(shape: tuple[int, int, int], n_classes: int, *, width: int, dropou
     kept = tuple(min(2, side) for side in sides)
     last = nn.Linear(channels * kept[0] * kept[1], n_classes)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(kept), nn.Flatten(), nn.Dropout(dropout), last)
+
+
+class _WithSize(nn.Module):
+    """Adds a channel that holds the log power of the example, which the normalisation further on would take away."""
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        """(B, C + 1, H, W)."""
+        power = z_BCHW.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-6).log()
+        return torch.cat([z_BCHW, power.expand(-1, 1, *z_BCHW.shape[2:])], dim=1)
 
 
 def _groups(channels: int, cells: int) -> int:

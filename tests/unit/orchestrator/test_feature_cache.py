@@ -173,6 +173,16 @@ def test_features_that_half_precision_cannot_hold_are_refused_and_leave_nothing(
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_an_entry_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    class Watching(CountingEncoder):
+        def forward(self, x: Tensor) -> Tensor:
+            assert entry_files(tmp_path) == 0
+            return super().forward(x)
+
+    features(FeatureCache(tmp_path), Watching(), batch_size=2)
+    assert entry_files(tmp_path) == 1
+
+
 def test_the_largest_half_is_kept_as_it_is(tmp_path: Path) -> None:
     encoder = CountingEncoder()
     with torch.no_grad():
@@ -204,7 +214,9 @@ def test_the_least_recently_used_entry_goes_when_there_is_too_much(tmp_path: Pat
     held = features(cache, encoder, key="a")
     before = np.array(held)
     features(cache, encoder, key="b")
-    age_all(tmp_path)
+    for age, key in enumerate(("b", "a"), start=1):
+        old = time.time() - 1000 * age
+        os.utime(cache._path(key, IMAGENET, mirrored=False), (old, old))
     features(cache, encoder, key="a")  # now b is the older one
     features(cache, encoder, key="c")
     assert entry_files(tmp_path) == 2
@@ -215,11 +227,6 @@ def test_the_least_recently_used_entry_goes_when_there_is_too_much(tmp_path: Pat
     features(cache, encoder, key="b")
     assert (cache.hits, cache.misses) == (hits + 2, 4)
     np.testing.assert_array_equal(held, before)  # whoever maps an entry keeps it
-
-
-def age_all(root: Path) -> None:
-    for entry in root.glob("*.npy"):
-        os.utime(entry, (1, 1))
 
 
 def test_an_entry_larger_than_the_limit_is_served_all_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_NETWORK, tiny_training_data
+from tiny import TINY_NETWORK, tiny_training_data
 
 from orchestrator.assembly import SessionPlan, build_producer
 from orchestrator.checkpoint import weights_hash

@@ -210,13 +210,3 @@ def test_half_precision_features_are_compared_in_single_precision():
     assert torch.equal(
         pairwise_similarity([a, b], measure=measure), pairwise_similarity([a.float(), b.float()], measure=measure)
     )
-
-
-def test_training_goes_on_after_a_measurement_under_inference_mode():
-    features = [rand(2, 3, 9, 10, seed=t) for t in range(2)]
-    measure = choose_measure("ssim", 9, 10)
-    with torch.inference_mode():
-        pairwise_similarity(features, measure=measure)
-    features[0].requires_grad_()
-    pairwise_similarity(features, measure=measure).sum().backward()
-    assert features[0].grad is not None
