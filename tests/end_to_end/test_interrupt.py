@@ -1,0 +1,56 @@
+"""Ctrl-C in the middle of a run on Ray: the right exit status, nothing half-published, no process left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from tiny import ROOT
+
+from orchestrator.catalog import Catalog
+
+COMMAND = [
+    *("pipelines/train.py", "--preset", "digits", "--image-size", "16", "--head", "linear", "--device", "cpu"),
+    *("--threads", "1", "--encoder.epochs", "1", "--epochs", "500"),
+]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "ray job stop"])
+def test_an_interrupted_run_leaves_nothing_half_done(tmp_path, how):
+    environment = {**os.environ, "METAMORPHOSIS_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        environment.pop(name, None)
+    with subprocess.Popen(
+        [sys.executable, *COMMAND],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        assert run.stdout is not None
+        phase_two = False
+        for line in run.stdout:
+            phase_two = phase_two or "phase 2" in line
+            if phase_two and "epoch" in line:
+                break
+        started = psutil.Process(run.pid).children(recursive=True)
+        assert any("raylet" in process.name() for process in started)
+        run.send_signal(how)
+        _, err = run.communicate(timeout=120)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(process.is_running() for process in started):
+        time.sleep(0.2)
+    assert [process for process in started if process.is_running()] == []
+    catalog = Catalog(f"sqlite:///{tmp_path}/mlflow.db", "digits")
+    assert catalog.encoder_versions() == ["1"]
+    assert catalog.tasks("1") == {}

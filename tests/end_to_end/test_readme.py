@@ -1,0 +1,79 @@
+"""The README's commands are those of the program."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+from orchestrator import settings
+from pipelines.command import parse
+
+CLASSES = {
+    "train": settings.TrainSettings,
+    "add_task": settings.AddTaskSettings,
+    "evaluate": settings.EvaluateSettings,
+}
+
+
+def commands() -> list[str]:
+    """Every line of every shell block, continuation lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def pipeline_commands() -> list[str]:
+    return [found for line in commands() if (found := "".join(re.findall(r"python (pipelines/.*)$", line)))]
+
+
+def test_the_readme_has_commands():
+    assert len(pipeline_commands()) >= 7
+    assert "make demo" in commands()
+
+
+@pytest.mark.parametrize("command", pipeline_commands())
+def test_every_flag_in_the_readme_exists(command):
+    script, *flags = shlex.split(command)
+    name = Path(script).stem
+    assert (ROOT / script).exists()
+    parse(CLASSES[name], flags, prog=script, presets=name == "train")
+
+
+def test_every_make_target_in_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [line.split()[1] for line in commands() if line.startswith("make ")]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_demo_is_the_readmes_three_commands():
+    demo = re.search(r"^demo: install\n(.*?)\n\n", (ROOT / "Makefile").read_text(), re.M | re.S).group(1)
+    in_makefile = re.findall(r"python (pipelines/.*)", demo)
+    assert in_makefile == pipeline_commands()[:3]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_demos_commands_run_as_written(tmp_path):
+    environment = {**os.environ, "METAMORPHOSIS_HOME": str(tmp_path)}
+    environment.pop("RAY_ADDRESS", None)
+    for command in pipeline_commands()[:3]:
+        done = subprocess.run(
+            [sys.executable, *shlex.split(command)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "excess" in done.stdout
+    assert list(tmp_path.glob("evaluations/*/leakage.png"))
