@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from orchestrator.errors import MissingExtraError, UnavailableError
 
@@ -28,6 +31,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    handlers = _signal_handlers()
     try:
         if address:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
@@ -39,10 +43,19 @@ def ray_cluster(address: str | None) -> Iterator[None]:
             f"cannot reach the Ray cluster at {where}: {str(error).splitlines()[0]}. Check --address, that `ray start` "
             "is running there, and that RAY_AUTH_MODE and the token agree with the cluster's"
         ) from error
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _signal_handlers() -> dict[int, Any]:
+    """The process's own: Ray puts one in their place that aborts with a core dump on SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _start_local() -> None:

@@ -36,7 +36,8 @@ def leakage_table(report: LeakageReport, *, alone: Mapping[str, float] | None = 
     names = header(report, alone)
     may_crash = {*names[-3 - len(report.budget.attacks) : -3], names[-1]}
     for position, name in enumerate(names):
-        widest = max(len(word) for word in [*name.split(), CRASHED if name in may_crash else "100.0"])
+        longest = CRASHED if name in may_crash else "(private)" if name == "target" else "100.0"
+        widest = max(len(word) for word in [*name.split(), longest])
         table.add_column(name, justify="left" if position < 2 else "right", min_width=widest, overflow="fold")
     starts = [True, *(row.feature != before.feature for before, row in pairwise(report.rows))]
     ends = [*starts[1:], True]
