@@ -45,10 +45,15 @@ class SessionConfig:
     """AdamW's decoupled weight decay."""
     schedule: str = "cosine"
     """cosine: falls to zero over the training; constant: the paper's."""
+    conflict_epochs: int = 2
+    """Further epochs when somebody else published a task meanwhile: the new pair is trained apart before publishing."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError(f"epochs and batch size must be at least 1, got {self.epochs} and {self.batch_size}")
+        if min(self.epochs, self.batch_size, self.conflict_epochs) < 1:
+            raise ConfigError(
+                "epochs, batch size and conflict epochs must be at least 1, got "
+                f"{self.epochs}, {self.batch_size} and {self.conflict_epochs}"
+            )
         if self.schedule not in {"cosine", "constant"}:
             raise ConfigError(f"schedule must be cosine or constant, got {self.schedule!r}")
         OptimiserConfig(lr=self.lr, weight_decay=self.weight_decay)

@@ -175,8 +175,6 @@ class AddTaskSettings:
     """The metamorphosis module. Default: as the tasks of that encoder."""
     task_privacy: Annotated[DissimilarityConfig, _INLINE] = DissimilarityConfig()
     training: Annotated[SessionConfig, _INLINE] = SessionConfig()
-    conflict_epochs: int = 2
-    """Further epochs when somebody else published a task meanwhile: the new pair is trained apart before publishing."""
     seed: int = 0
     """Of initial weights, batches and mirroring."""
     runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()

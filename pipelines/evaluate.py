@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from orchestrator.settings import EvaluateSettings
     from pipelines.running import Running
 
+_ALONE_BATCH = 32
+"""Half of the default of a session, so that in as many epochs the network to compare with takes twice the steps."""
+
 
 def run(settings: EvaluateSettings) -> None:
     """Attack, print the table, draw the figure, and say where everything is."""
@@ -103,7 +106,7 @@ def _train_alone(settings: EvaluateSettings, published: Published, work: Running
             network=whole,
             spec=spec,
             epochs=settings.alone,
-            batch_size=64,
+            batch_size=_ALONE_BATCH,
             learning_rate=1e-3,
             seed=settings.seed,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.evaluation.report import CLAIM_MARGIN, AttackSummary, LeakageReport, LeakageRow
 
@@ -34,11 +34,11 @@ def leakage_table(report: LeakageReport, *, alone: Mapping[str, float] | None = 
         padding=0,
     )
     names = header(report, alone)
-    may_crash = {*names[-3 - len(report.budget.attacks) : -3], names[-1]}
     for position, name in enumerate(names):
-        longest = CRASHED if name in may_crash else "(private)" if name == "target" else "100.0"
-        widest = max(len(word) for word in [*name.split(), longest])
-        table.add_column(name, justify="left" if position < 2 else "right", min_width=widest, overflow="fold")
+        # Where the terminal is narrow, names of tasks and "(1 crashed)" may wrap; numbers may not.
+        numbers = 2 <= position < len(names) - 3 - len(report.budget.attacks) or position >= len(names) - 3
+        justify: Literal["left", "right"] = "left" if position < 2 else "right"
+        table.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=numbers, overflow="fold")
     starts = [True, *(row.feature != before.feature for before, row in pairwise(report.rows))]
     ends = [*starts[1:], True]
     of_feature = {names.index(name) for name in ("feature", "own", "alone") if name in names}

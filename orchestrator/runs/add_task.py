@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from orchestrator.assembly import SessionPlan
 from orchestrator.catalog import Catalog
-from orchestrator.catalog_records import EncoderRecord, TaskRecord
-from orchestrator.errors import CheckpointError, PublishConflictError
+from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
+from orchestrator.errors import CheckpointError
 from orchestrator.privacy.guarantee import Guarantee
+from orchestrator.runs.apart import publish_apart
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import open_data
-from orchestrator.runs.phase_two import SessionResult, run_session, with_epochs
+from orchestrator.runs.phase_two import SessionResult, run_session
 from orchestrator.runs.publishing import (
     check_unpublished,
     fixed_modules,
@@ -22,8 +22,6 @@ from orchestrator.runs.publishing import (
     task_entry,
 )
 from orchestrator.settings import AddTaskSettings
-
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +39,7 @@ class AddOutcome:
 def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserver, run_id: str) -> AddOutcome:
     """Train ``settings.task`` against the frozen encoder and publish it.
 
-    If somebody publishes another task meanwhile, the new pair is trained apart for a few epochs more, and publication
-    is tried again: a task is never published without having been kept apart from every task that was there before it.
+    It is never published without having been kept apart from every task that was there before it; see `publish_apart`.
     """
     encoder, weights = catalog.encoder(settings.encoder_version)
     published = catalog.tasks(encoder.version)
@@ -63,43 +60,39 @@ def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserv
         threads=settings.runtime.threads,
     )
     guarantee = guarantee_of(encoder, task_privacy=settings.task_privacy)
+
+    def entries(session: SessionResult) -> list[TaskEntry]:
+        head = session.heads[settings.task]
+        return [
+            task_entry(
+                plan.data.specs[settings.task],
+                private=False,
+                module_config=network.module_config(plan.data.image_size),
+                module_state=session.module_weights(settings.task),
+                head_config=head.config,
+                head_state=head.state,
+                metrics=session.test[settings.task].metrics,
+                guarantee=guarantee,
+            )
+        ]
+
     observer.on_stage(f"training {settings.task}")
-    session = run_session(plan, settings.runtime, observer)
-    for _ in range(_ATTEMPTS):
-        entry = task_entry(
-            plan.data.specs[settings.task],
-            private=False,
-            module_config=network.module_config(plan.data.image_size),
-            module_state=session.module_weights(settings.task),
-            head_config=session.heads[settings.task].config,
-            head_state=session.heads[settings.task].state,
-            metrics=session.test[settings.task].metrics,
-            guarantee=guarantee,
-        )
-        observer.on_stage("publishing")
-        try:
-            (record,) = catalog.publish_tasks(
-                encoder.version, [entry], expected=frozenset(plan.fixed_modules), run_id=run_id
-            )
-        except PublishConflictError:
-            published = catalog.tasks(encoder.version)
-            check_unpublished(encoder, published, (settings.task,))
-            observer.on_stage(f"keeping {settings.task} apart from what was published meanwhile")
-            plan = dataclasses.replace(
-                with_epochs(plan, plan.config.epochs + settings.conflict_epochs),
-                fixed_modules=fixed_modules(catalog, encoder, published),
-            )
-            session = run_session(plan, settings.runtime, observer, state=session.state)
-            continue
-        return AddOutcome(
-            encoder=encoder,
-            task=record,
-            guarantee=guarantee,
-            unchanged=_check_unchanged(catalog, encoder.version, before),
-            session=session,
-        )
-    raise PublishConflictError(
-        f"task {settings.task!r} was overtaken {_ATTEMPTS} times by others' publications; run the command again"
+    (record,), session = publish_apart(
+        plan,
+        run_session(plan, settings.runtime, observer),
+        encoder=encoder,
+        entries=entries,
+        catalog=catalog,
+        runtime=settings.runtime,
+        observer=observer,
+        run_id=run_id,
+    )
+    return AddOutcome(
+        encoder=encoder,
+        task=record,
+        guarantee=guarantee,
+        unchanged=_check_unchanged(catalog, encoder.version, before),
+        session=session,
     )
 
 

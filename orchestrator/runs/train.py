@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,14 @@ from torch import Tensor
 from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
+from orchestrator.checkpoint import write_atomically
 from orchestrator.encoder_training import EncoderResult, make_plan
 from orchestrator.errors import PrivacyRefusal
 from orchestrator.models.modules import ModuleConfig
 from orchestrator.privacy.accounting import Accountant
 from orchestrator.privacy.guarantee import Guarantee, guarantee_for
 from orchestrator.privacy.plan import DpPlan
+from orchestrator.runs.apart import publish_apart
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data
 from orchestrator.runs.phase_two import SessionResult, check_resumable, checkpoint_path, run_session
@@ -70,10 +72,11 @@ class TrainRun:
 
     def run(self) -> TrainOutcome:
         """All phases that were asked for."""
+        if self.settings.resume and self.memo.exists():
+            memo = json.loads(self.memo.read_text())
+            return self._phase_two(memo["encoder_version"], apart_from=memo["apart_from"])
         if self.settings.phase == "tasks":
             return self._phase_two(self.settings.encoder_version)
-        if self.settings.resume and self.memo.exists():
-            return self._phase_two(str(json.loads(self.memo.read_text())["encoder_version"]))
         self.opened = open_data(self.settings.data, self.observer)
         data = self.opened.training_data([*self.private, *self.settings.tasks])
         match self.settings.algorithm, self.settings.dp.dp_mode:
@@ -100,26 +103,39 @@ class TrainRun:
         private = self.catalog.publish_tasks(encoder.version, entries, expected=frozenset()) if entries else []
         if self.settings.phase == "encoder":
             return TrainOutcome(encoder=encoder, tasks=tuple(private), guarantee=guarantee, session=None)
-        self.memo.parent.mkdir(parents=True, exist_ok=True)
-        self.memo.write_text(json.dumps({"encoder_version": encoder.version}))
         return self._phase_two(encoder.version)
 
-    def _phase_two(self, encoder_version: str) -> TrainOutcome:
-        """Modules and heads against a published, frozen encoder; apart from every task that it already has."""
+    def _phase_two(self, encoder_version: str, apart_from: Sequence[str] | None = None) -> TrainOutcome:
+        """Modules and heads against a published, frozen encoder; apart from every task that it already has.
+
+        ``apart_from`` names the tasks that an interrupted run knew of: what came since was published meanwhile.
+        """
         encoder, weights = self.catalog.encoder(encoder_version)
         published = self.catalog.tasks(encoder.version)
-        tasks = tuple(t for t in (*self.private, *self.settings.tasks) if not _is_private(published, t))
-        check_unpublished(encoder, published, tasks, private=self.private)
+        private = tuple(t for t in self.private if not (t in published and published[t].private))
+        tasks = (*private, *self.settings.tasks)
+        check_unpublished(encoder, published, tasks, private=private)
+        known = {t: r for t, r in published.items() if apart_from is None or t in apart_from}
+        memo = {"encoder_version": encoder.version, "apart_from": sorted(known)}
+        write_atomically(self.memo, json.dumps(memo).encode())
         self.network = network_of(encoder, head=self.settings.network.head, module=self.settings.network.module)
         if not hasattr(self, "opened"):
             where = settings_of(encoder, self.settings.data.data)
             self.opened = open_data(where, self.observer, fingerprint=encoder.data_fingerprint)
         data = self.opened.training_data(tasks)
-        fixed = fixed_modules(self.catalog, encoder, published)
-        session = self._session(self._session_plan(data, encoder=weights, fixed=fixed))
+        plan = self._session_plan(data, encoder=weights, fixed=fixed_modules(self.catalog, encoder, known))
         guarantee = guarantee_of(encoder, task_privacy=self.settings.task_privacy)
-        entries = [self._entry(data, task, session, guarantee) for task in tasks]
-        return self._publish(encoder, entries, guarantee, session, expected=frozenset(published))
+        records, session = publish_apart(
+            plan,
+            self._session(plan),
+            encoder=encoder,
+            entries=lambda trained: [self._entry(data, task, trained, guarantee) for task in tasks],
+            catalog=self.catalog,
+            runtime=self.settings.runtime,
+            observer=self.observer,
+            run_id=self.tracker.run_id,
+        )
+        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
 
     def _train_jointly(self, data: TrainingData, *, plan: DpPlan | None) -> TrainOutcome:
         """Lines 5-7 without a plan (task privacy only), lines 1-4 with one (live consumers; no guarantee)."""
@@ -260,16 +276,11 @@ class TrainRun:
     def _publish(
         self,
         encoder: EncoderRecord,
-        entries: list[TaskEntry],
+        entries: Sequence[TaskEntry],
         guarantee: Guarantee,
         session: SessionResult | None,
-        *,
-        expected: frozenset[str] = frozenset(),
     ) -> TrainOutcome:
+        """Of an encoder that nobody else can know yet."""
         self.observer.on_stage("publishing")
-        records = self.catalog.publish_tasks(encoder.version, entries, expected=expected)
+        records = self.catalog.publish_tasks(encoder.version, entries, expected=frozenset())
         return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
-
-
-def _is_private(published: Mapping[str, TaskRecord], task: str) -> bool:
-    return task in published and published[task].private

@@ -138,7 +138,7 @@ def test_a_task_that_is_overtaken_is_trained_apart_from_the_newcomer_before_it_i
     monkeypatch.setattr(Catalog, "publish_tasks", overtake)
     assert run_add("pose") == 0
     assert overtaken.is_set()
-    assert "keeping pose apart from what was published meanwhile" in capsys.readouterr().out
+    assert "keeping pose apart from glasses, published meanwhile" in capsys.readouterr().out
     assert set(catalog(home).tasks("1")) == {"glasses", "pose"}
 
 
