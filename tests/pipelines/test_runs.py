@@ -80,6 +80,15 @@ def test_phase_two_can_be_run_later_on_the_published_encoder(home, write_parquet
     assert {name: after[name] for name in before} == before
 
 
+def test_the_private_attribute_cannot_be_sold_later(home, write_parquet, capsys):
+    data = ["--data", write_parquet()]
+    assert run_train(*data, "--private", "who", "--phase", "encoder", "--epsilon", "8") == 0
+    assert run_train(*data, "--tasks", "who,pose", "--phase", "tasks") == 2
+    assert "private attribute of encoder 1" in capsys.readouterr().err
+    assert run_add("who") == 2
+    assert catalog(home).tasks("1") == {}
+
+
 def test_an_interrupted_run_is_resumed_without_training_the_encoder_again(home, write_parquet, monkeypatch):
     data = ["--data", write_parquet(), *SOLD, "--epsilon", "8"]
     from orchestrator.session import Session
