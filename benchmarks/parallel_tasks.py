@@ -31,7 +31,8 @@ def main() -> int:
         producer = RayProducer(plan)
         offers = producer.offers()
         consumers = [
-            RayConsumer(offers[t], plan.consumer_config(t), threads=max(1, cores // TASKS)) for t in plan.data.specs
+            RayConsumer(offers[t], plan.consumer_config(t), threads=max(1, cores // TASKS), parties=1 + TASKS)
+            for t in plan.data.specs
         ]
         session = Session(producer, consumers, steps_per_epoch=plan.steps_per_epoch, epochs=1)
         session.enrol()

@@ -26,7 +26,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ray_cluster(None):
         plan = session_plan(1, Path(folder))
         producer = RayProducer(plan)
-        consumer = RayConsumer(producer.offers()["task0"], plan.consumer_config("task0"), threads=os.cpu_count())
+        consumer = RayConsumer(
+            producer.offers()["task0"], plan.consumer_config("task0"), threads=os.cpu_count(), parties=2
+        )
         session = Session(producer, [consumer], steps_per_epoch=plan.steps_per_epoch, epochs=1)
         session.enrol()
 

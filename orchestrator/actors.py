@@ -42,16 +42,16 @@ def cpus_each(parties: int) -> float:
 class RayPending:
     """A result that some actor is working on."""
 
-    def __init__(self, reference: Any, party: str) -> None:
-        self.reference, self._party = reference, party
+    def __init__(self, reference: Any, party: str, *, timeout_s: float | None = None) -> None:
+        self.reference, self._party, self._timeout_s = reference, party, timeout_s
 
-    def result(self, *, timeout_s: float | None = None) -> Any:
+    def result(self) -> Any:
         """Wait for it. Raises what the party raised, as if it had been called in this process."""
         try:
-            return ray.get(self.reference, timeout=timeout_s)
+            return ray.get(self.reference, timeout=self._timeout_s)
         except GetTimeoutError as error:
             raise UnavailableError(
-                f"{self._party} did not start within {timeout_s:.0f} s: the cluster has "
+                f"{self._party} did not start within {self._timeout_s or 0:.0f} s: the cluster has "
                 f"{cluster_cpus():g} CPUs, {free_cpus():g} of them free. "
                 "Wait for other jobs to end, or join a larger cluster with --address"
             ) from error
@@ -166,7 +166,7 @@ class RayProducer:
     def __init__(self, plan: SessionPlan) -> None:
         parties = 1 + len(plan.data.specs)
         self._actor: Any = ray.remote(_ProducerActor).options(**_placement(plan.device, parties)).remote(ray.put(plan))
-        self._offers: Mapping[str, TaskOffer] = self._call("offers").result(timeout_s=_START_S)
+        self._offers: Mapping[str, TaskOffer] = self._call("offers", timeout_s=_START_S).result()
         self._tasks = sorted(self._offers)
 
     def offers(self) -> Mapping[str, TaskOffer]:
@@ -210,8 +210,8 @@ class RayProducer:
         """End the actor's process."""
         ray.kill(self._actor, no_restart=True)
 
-    def _call(self, method: str, *arguments: Any) -> RayPending:
-        return RayPending(getattr(self._actor, method).remote(*arguments), "the producer")
+    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> RayPending:
+        return RayPending(getattr(self._actor, method).remote(*arguments), "the producer", timeout_s=timeout_s)
 
     def _per_task(self, method: str, argument: Any) -> dict[str, RayPending]:
         n = len(self._tasks)
@@ -230,7 +230,7 @@ class RayConsumer:
         *,
         device: str = "auto",
         threads: int | None = None,
-        parties: int = 2,
+        parties: int,
     ) -> None:
         self._task = offer.spec.name
         actor = ray.remote(_ConsumerActor).options(**_placement(device, parties))
@@ -243,7 +243,7 @@ class RayConsumer:
 
     def public_key(self) -> RayPending:
         """The key to which its labels are to be sealed."""
-        return self._call("public_key")
+        return self._call("public_key", timeout_s=_START_S)
 
     def receive_labels(self, sealed: Pending[SealedLabels]) -> RayPending:
         """Open and keep the labels of one subset."""
@@ -277,8 +277,9 @@ class RayConsumer:
         """End the actor's process."""
         ray.kill(self._actor, no_restart=True)
 
-    def _call(self, method: str, *arguments: Any) -> RayPending:
-        return RayPending(getattr(self._actor, method).remote(*arguments), f"the consumer of task {self._task!r}")
+    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> RayPending:
+        party = f"the consumer of task {self._task!r}"
+        return RayPending(getattr(self._actor, method).remote(*arguments), party, timeout_s=timeout_s)
 
 
 class _ProgressBoard:

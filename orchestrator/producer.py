@@ -197,15 +197,18 @@ class Producer:
         return outputs
 
     def _batch(self, task: str, forward: _Forward, z: Tensor) -> FeatureBatch:
-        if not torch.isfinite(z).all():
-            raise NonFiniteLossError(task, forward.step, math.nan)
-        return FeatureBatch(
-            contract=self._offers[task].contract,
-            step=forward.step,
-            subset="train",
-            example_ids=forward.ids,
-            features=_to_numpy(z),
-        )
+        try:
+            return FeatureBatch(
+                contract=self._offers[task].contract,
+                step=forward.step,
+                subset="train",
+                example_ids=forward.ids,
+                features=_to_numpy(z),
+            )
+        except ProtocolError as error:
+            if torch.isfinite(z).all():
+                raise
+            raise NonFiniteLossError(task, forward.step, math.nan) from error
 
     def _cut_gradients(self, forward: _Forward, gradients: Mapping[str, FeatureGradient]) -> dict[str, Tensor]:
         if set(gradients) != set(forward.outputs):
