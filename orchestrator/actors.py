@@ -160,12 +160,39 @@ class _ConsumerActor:
         self._consumer.load_state_dict(tensor_state(state))
 
 
-class RayProducer:
+class _RayParty:
+    """What both kinds of party have in common: an actor, its state, and its end."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor, self._name = actor, name
+
+    def state_dict(self) -> RayPending:
+        """Everything needed to go on from here."""
+        return self._call("state_dict")
+
+    def load_state_dict(self, state: dict[str, Any]) -> RayPending:
+        """Go on from there."""
+        return self._call("load_state_dict", plain_state(state))
+
+    def process_id(self) -> int:
+        """Of the actor's process, on its node."""
+        return int(self._call("process_id").result())
+
+    def close(self) -> None:
+        """End the actor's process."""
+        ray.kill(self._actor, no_restart=True)
+
+    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> RayPending:
+        return RayPending(getattr(self._actor, method).remote(*arguments), self._name, timeout_s=timeout_s)
+
+
+class RayProducer(_RayParty):
     """`ProducerPort` over an actor."""
 
     def __init__(self, plan: SessionPlan) -> None:
         parties = 1 + len(plan.data.specs)
-        self._actor: Any = ray.remote(_ProducerActor).options(**_placement(plan.device, parties)).remote(ray.put(plan))
+        actor = ray.remote(_ProducerActor).options(**_placement(plan.device, parties))
+        super().__init__(actor.remote(ray.put(plan)), "the producer")
         self._offers: Mapping[str, TaskOffer] = self._call("offers", timeout_s=_START_S).result()
         self._tasks = sorted(self._offers)
 
@@ -194,33 +221,14 @@ class RayProducer:
         state: dict[str, Any] = tensor_state(self._call("weights").result())
         return state
 
-    def state_dict(self) -> RayPending:
-        """Everything needed to go on from here."""
-        return self._call("state_dict")
-
-    def load_state_dict(self, state: dict[str, Any]) -> RayPending:
-        """Go on from there."""
-        return self._call("load_state_dict", plain_state(state))
-
-    def process_id(self) -> int:
-        """Of the actor's process, on its node."""
-        return int(self._call("process_id").result())
-
-    def close(self) -> None:
-        """End the actor's process."""
-        ray.kill(self._actor, no_restart=True)
-
-    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> RayPending:
-        return RayPending(getattr(self._actor, method).remote(*arguments), "the producer", timeout_s=timeout_s)
-
     def _per_task(self, method: str, argument: Any) -> dict[str, RayPending]:
         n = len(self._tasks)
         references = getattr(self._actor, method).options(num_returns=n).remote(argument)
         one_each = references if n > 1 else [references]
-        return {task: RayPending(r, "the producer") for task, r in zip(self._tasks, one_each, strict=True)}
+        return {task: RayPending(r, self._name) for task, r in zip(self._tasks, one_each, strict=True)}
 
 
-class RayConsumer:
+class RayConsumer(_RayParty):
     """`ConsumerPort` over an actor: a hosted tenant."""
 
     def __init__(
@@ -234,7 +242,7 @@ class RayConsumer:
     ) -> None:
         self._task = offer.spec.name
         actor = ray.remote(_ConsumerActor).options(**_placement(device, parties))
-        self._actor: Any = actor.remote(offer, config, device, threads)
+        super().__init__(actor.remote(offer, config, device, threads), f"the consumer of task {self._task!r}")
 
     @property
     def task(self) -> str:
@@ -260,26 +268,6 @@ class RayConsumer:
     def head(self) -> RayPending:
         """The head for publication."""
         return self._call("head")
-
-    def state_dict(self) -> RayPending:
-        """Everything needed to go on from here."""
-        return self._call("state_dict")
-
-    def load_state_dict(self, state: dict[str, Any]) -> RayPending:
-        """Go on from there."""
-        return self._call("load_state_dict", plain_state(state))
-
-    def process_id(self) -> int:
-        """Of the actor's process, on its node."""
-        return int(self._call("process_id").result())
-
-    def close(self) -> None:
-        """End the actor's process."""
-        ray.kill(self._actor, no_restart=True)
-
-    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> RayPending:
-        party = f"the consumer of task {self._task!r}"
-        return RayPending(getattr(self._actor, method).remote(*arguments), party, timeout_s=timeout_s)
 
 
 class _ProgressBoard:
