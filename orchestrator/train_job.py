@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from orchestrator.assembly import TrainingData
 from orchestrator.encoder_training import EncoderEpoch, EncoderResult, EncoderTraining, EncoderTrainingConfig
 from orchestrator.errors import CheckpointError, MetaMorphosisError, PartyLostError
@@ -44,7 +46,9 @@ class EncoderJob:
     threads: int | None = None
 
     def build(self) -> EncoderTraining:
-        """The training, ready for step 0."""
+        """The training, ready for step 0, with this process set to the job's threads."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         device = pick_device(self.device)
         return EncoderTraining(
             config=self.config,
@@ -167,12 +171,9 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 
 def _train(job: EncoderJob, board: Any) -> None:
-    import torch
     from ray import train
 
     keep_freed_memory()
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
     training = job.build()
     resume = train.get_checkpoint()
     if resume is not None:

@@ -15,7 +15,7 @@ from orchestrator.train_job import EncoderJob, train_encoder, train_encoder_here
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
-    # Ray leaves a socket to its log monitor for the interpreter to close, and Ray Train warns of Ray Data's own settings.
+    # Ray leaves a socket to its log monitor for the interpreter to close, and Ray Train warns of Ray Data's settings.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
     pytest.mark.filterwarnings("ignore:.use_push_based_shuffle. is deprecated:DeprecationWarning"),
