@@ -206,14 +206,19 @@ def build_producer(plan: SessionPlan) -> Producer:
     )
 
 
+def cache_key(encoder: nn.Module, *, fingerprint: str, image_size: int) -> str:
+    """Under which the feature cache holds an encoder's features of one data set, for sessions and evaluation alike."""
+    return f"{weights_hash(encoder.state_dict())[:16]}-{fingerprint[:16]}-{image_size}"
+
+
 def cached_inputs(plan: SessionPlan, encoder: nn.Module, device: torch.device) -> CachedInputs:
     """The frozen encoder's features of the whole table, computed now or found in the cache."""
     if plan.cache_root is None:
         raise ConfigError("a session on a frozen encoder needs a folder for the feature cache")
     cache, data = FeatureCache(plan.cache_root), plan.data
+    key = cache_key(encoder, fingerprint=data.fingerprint, image_size=data.image_size)
 
     def features(*, mirrored: bool) -> NDArray[np.float16]:
-        key = f"{weights_hash(encoder.state_dict())[:16]}-{data.fingerprint[:16]}-{data.image_size}"
         return cache.encoder_features(
             encoder, data.images, key=key, normalisation=data.normalisation, mirrored=mirrored
         )

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from orchestrator.assembly import cache_key
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskRecord
-from orchestrator.checkpoint import weights_hash
 from orchestrator.consumer import rebuild_head
 from orchestrator.evaluation.leakage import TaskFeatures
 from orchestrator.feature_cache import FeatureCache
@@ -63,7 +63,7 @@ def collect(
     network = network_of(encoder, head=None, module=None)
     net = freeze(network.build_encoder(seed=0))
     net.load_state_dict(dict(weights))
-    key = f"{weights_hash(net.state_dict())[:16]}-{opened.table.fingerprint[:16]}-{training.image_size}"
+    key = cache_key(net, fingerprint=opened.table.fingerprint, image_size=training.image_size)
     u = FeatureCache(storage / "features").encoder_features(
         net, opened.table.images, key=key, normalisation=opened.table.normalisation, mirrored=False
     )
