@@ -8,11 +8,23 @@ without passing the driver; only numpy arrays travel, never torch tensors.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.assembly import SessionPlan, build_producer
 from orchestrator.cluster import cluster_cpus, free_cpus, use_gpu
@@ -21,13 +33,15 @@ from orchestrator.errors import MetaMorphosisError, PartyLostError, UnavailableE
 from orchestrator.memory import keep_freed_memory
 from orchestrator.network import pick_device
 from orchestrator.ports import Pending
+from orchestrator.privacy.ledger import LedgerCharge
 from orchestrator.states import plain_state, tensor_state
 from orchestrator.wire import FeatureBatch, FeatureGradient, PublicKey, SealedLabels, TaskOffer
 
 _MOST_CPUS = 1.0
 
 
-_START_S = 300.0
+_RETRY_S: Final = 0.2
+_START_S: Final = 300.0
 """How long a party may wait for a free core and start: Ray itself would wait for ever, without a word."""
 
 
@@ -59,8 +73,10 @@ class RayPending:
             cause = _our_error(error)
             if cause is not None:
                 raise cause from error
+            if (lost := _loss(error)) is not None:
+                raise PartyLostError(f"a party that {self._party} waited for died: {first_line(lost)}") from error
             raise
-        except (RayActorError, WorkerCrashedError) as error:
+        except _LOSSES as error:
             raise PartyLostError(f"{self._party} died: {first_line(error)}") from error
 
 
@@ -73,6 +89,19 @@ def _our_error(error: BaseException | None) -> MetaMorphosisError | None:
     """The project's own error at the bottom of Ray's wrappers: a failed argument arrives wrapped more than once."""
     while error is not None:
         if isinstance(error, MetaMorphosisError) and not isinstance(error, RayTaskError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+_LOSSES: Final = (RayActorError, WorkerCrashedError, ObjectLostError, NodeDiedError, LocalRayletDiedError)
+"""What Ray raises when a process is gone, or took an answer with it."""
+
+
+def _loss(error: BaseException | None) -> BaseException | None:
+    """The loss of a process at the bottom of Ray's wrappers: of one whose answer was to be an argument."""
+    while error is not None:
+        if isinstance(error, _LOSSES):
             return error
         error = getattr(error, "cause", None) or error.__cause__
     return None
@@ -178,6 +207,20 @@ class _RayParty:
         """Of the actor's process, on its node."""
         return int(self._call("process_id").result())
 
+    def revive(self) -> None:
+        """Wait for Ray to start the actor again, if it died."""
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                self._call("process_id", timeout_s=_START_S).result()
+            except PartyLostError as error:
+                # Ray says so of an actor that is being started, too; of one that is dead for good it says it is dead.
+                if not isinstance(error.__cause__, ActorUnavailableError) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                return
+
     def close(self) -> None:
         """End the actor's process."""
         ray.kill(self._actor, no_restart=True)
@@ -192,7 +235,8 @@ class RayProducer(_RayParty):
     def __init__(self, plan: SessionPlan) -> None:
         parties = 1 + len(plan.data.specs)
         actor = ray.remote(_ProducerActor).options(**_placement(plan.device, parties))
-        super().__init__(actor.remote(ray.put(plan)), "the producer")
+        self._plan = ray.put(plan)  # kept: Ray starts the actor again from it
+        super().__init__(actor.remote(self._plan), "the producer")
         self._offers: Mapping[str, TaskOffer] = self._call("offers", timeout_s=_START_S).result()
         self._tasks = sorted(self._offers)
 
@@ -270,14 +314,54 @@ class RayConsumer(_RayParty):
         return self._call("head")
 
 
+class _LedgerKeeper:
+    """Charges on the machine where the ledger's file is, for whoever trains on another one."""
+
+    def __init__(self, charge: LedgerCharge) -> None:
+        self._charge = charge
+
+    def charge(self, step: int) -> None:
+        self._charge(step)
+
+
+@dataclass(frozen=True)
+class RayCharge:
+    """A `LedgerCharge` that is made on the driver's machine, from anywhere in the cluster."""
+
+    keeper: Any
+
+    @classmethod
+    def to(cls, charge: LedgerCharge) -> RayCharge:
+        """Start what makes the charges. A charge may be repeated, so Ray starts it again whenever it dies."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+        return cls(ray.remote(_LedgerKeeper).options(**options).remote(charge))
+
+    def __call__(self, step: int) -> None:
+        """Charge the step, or raise `LedgerError` or `PartyLostError`."""
+        RayPending(self.keeper.charge.remote(step), "the keeper of the privacy ledger").result()
+
+
 class _ProgressBoard:
     """A mailbox between a Ray Train worker and the driver, so that the driver can show progress as it happens."""
 
     def __init__(self) -> None:
         self._posted: list[Any] = []
+        self._failed = False
+        self._result: Any = None
 
     def post(self, message: Any) -> None:
         self._posted.append(message)
+        self._failed = self._failed or isinstance(message, Exception)
+
+    def failed(self) -> bool:
+        return self._failed
+
+    def finish(self, result: Any) -> None:
+        self._result = result
+
+    def result(self) -> Any:
+        return self._result
 
     def take(self) -> list[Any]:
         taken, self._posted = self._posted, []
@@ -292,4 +376,12 @@ def progress_board() -> Any:
 def _placement(device: str, parties: int) -> dict[str, Any]:
     """Spread over the nodes: by default Ray fills the first one."""
     gpus = 1 / parties if use_gpu(device) else 0
-    return {"num_cpus": cpus_each(parties), "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    return {
+        "num_cpus": cpus_each(parties),
+        "num_gpus": gpus,
+        "scheduling_strategy": "SPREAD",
+        # Ray starts a dead actor again, as it was at its beginning; the session decides how often, and from which state
+        # it goes on. A call is never repeated by Ray: what was applied is known only to the session.
+        "max_restarts": -1,
+        "max_task_retries": 0,
+    }

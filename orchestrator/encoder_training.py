@@ -27,6 +27,7 @@ from orchestrator.privacy.accounting import Accountant
 from orchestrator.privacy.dp import DpConfig
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.sampling import BatchSampler, PoissonBatches, ShuffledBatches, derive_seed
+from orchestrator.shard import WHOLE, Shard
 from tasks.losses import loss_function
 from tasks.metrics import compute_metrics
 from tasks.spec import TaskSpec
@@ -98,8 +99,10 @@ class EncoderTraining:
         labels: Mapping[str, Mapping[str, NDArray[np.int64]]],
         seed: int,
         device: torch.device | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         self.config, self.specs, self.inputs, self.labels = config, dict(specs), inputs, labels
+        self.shard = shard
         self.plan, self.mode = plan, plan.mode if plan else "none"
         self.sampler = batch_sampler(plan, n=inputs.size("train"), batch_size=config.batch_size, seed=seed)
         outputs = {task: spec.n_outputs for task, spec in self.specs.items()}
@@ -121,10 +124,16 @@ class EncoderTraining:
         self._head_optimizer = optimiser.build(trainable(self.logits.heads)) if self._open_heads else None
         self.accountant = self.plan.accountant() if self.plan else None
         self._update: Update = build_update(
-            self._network, optimiser, plan=self.plan, accountant=self.accountant, head_path=self.logits.heads
+            self._network,
+            optimiser,
+            plan=self.plan,
+            accountant=self.accountant,
+            head_path=self.logits.heads,
+            shard=shard,
         )
         self._losses = {task: loss_function(spec.loss) for task, spec in self.specs.items()}
         self.step = 0
+        self._seen: list[dict[str, float]] = []
 
     @property
     def total_steps(self) -> int:
@@ -137,25 +146,41 @@ class EncoderTraining:
         return self.accountant.epsilon(self.plan.delta) if self.accountant and self.plan else 0.0
 
     def run_epoch(self) -> EncoderEpoch:
-        """The steps of one epoch, then the validation metrics."""
-        losses = [self.train_step() for _ in range(self.sampler.steps_per_epoch)]
-        seen = [step for step in losses if step]
+        """The steps to the end of the epoch, then the validation metrics."""
+        while True:
+            self.train_step()
+            if (epoch := self.ended_epoch()) is not None:
+                return epoch
+
+    def ended_epoch(self) -> EncoderEpoch | None:
+        """What the epoch did that ended with the last step; None within one. Metrics are the first shard's to take."""
+        number, rest = divmod(self.step, self.sampler.steps_per_epoch)
+        if rest:
+            return None
+        seen, self._seen = self._seen, []
         return EncoderEpoch(
-            epoch=self.step // self.sampler.steps_per_epoch,
+            epoch=number,
             losses={t: sum(s[t] for s in seen) / max(1, len(seen)) for t in self.specs},
-            metrics=self.evaluate("validation"),
+            metrics=self.evaluate("validation") if self.shard.first else {},
             epsilon_spent=self.epsilon_spent,
         )
 
     def train_step(self) -> dict[str, float]:
-        """One step; the losses by task, or nothing for an empty Poisson batch, which is noised and charged as well."""
+        """One step; the losses by task, or nothing for an empty Poisson batch, which is noised and charged as well.
+
+        A shard works on its part of the batch, and all of them take the same step.
+        """
         ids = self.sampler.ids(self.step)
+        part = self.shard.part
         set_learning_rate(self._update.optimizer, self.config.optimiser.learning_rate(self.step, self.total_steps))
         self._network.train()
-        outputs = self._update.forward(self.inputs.training(self.step, ids))
-        cut, losses = self._cut_gradients(outputs, ids)
+        outputs = self._update.forward(self.inputs.training(self.step, ids, part))
+        cut, losses = self._cut_gradients(outputs, ids[part], of=len(ids))
         self._update.step(list(outputs.values()), [cut[task] for task in outputs])
         self.step += 1
+        if len(ids):
+            losses = self.shard.sum_numbers({task: losses.get(task, 0.0) * len(ids[part]) / len(ids) for task in cut})
+            self._seen.append(losses)
         return losses
 
     def evaluate(self, subset: str) -> dict[str, dict[str, float]]:
@@ -193,6 +218,7 @@ class EncoderTraining:
             "heads": snapshot(self._head_optimizer) if self._head_optimizer else None,
             "accountant": self.accountant.state_dict() if self.accountant else None,
             "step": self.step,
+            "seen": list(self._seen),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,13 +229,19 @@ class EncoderTraining:
             restore(self._head_optimizer, state["heads"])
         if self.accountant is not None:
             self.accountant.load_state_dict(state["accountant"])
-        self.step = int(state["step"])
+        self.step, self._seen = int(state["step"]), list(state["seen"])
 
     def _cut_gradients(
-        self, outputs: Mapping[str, Tensor], ids: NDArray[np.int64]
+        self, outputs: Mapping[str, Tensor], ids: NDArray[np.int64], *, of: int
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """d(mean loss)/d(output), where the output is the logits, or the feature if the head is trained in the open."""
+        """d(mean loss)/d(output), where the output is the logits, or the feature if the head is trained in the open.
+
+        Of a shard's ``ids`` out of a batch ``of`` so many, the mean is over the shard's own for a private update, which
+        takes examples one by one, and over the whole batch's for a plain one, whose gradients are added up.
+        """
         if len(ids) == 0:
+            if self._head_optimizer is not None and of:
+                self._step_heads(share=0.0)
             return {task: torch.zeros_like(z) for task, z in outputs.items()}, {}
         leaves = {task: z.detach().requires_grad_() for task, z in outputs.items()}
         losses = {}
@@ -222,10 +254,24 @@ class EncoderTraining:
         if self._head_optimizer is not None:
             self._head_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
+        share = len(ids) / of
         if self._head_optimizer is not None:
-            self._head_optimizer.step()
-        cut = {task: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for task, leaf in leaves.items()}
+            self._step_heads(share=share)
+        weight = share if self.plan is None else 1.0
+        cut = {
+            task: leaf.grad * weight if leaf.grad is not None else torch.zeros_like(leaf)
+            for task, leaf in leaves.items()
+        }
         return cut, {task: float(loss.detach()) for task, loss in losses.items()}
+
+    def _step_heads(self, *, share: float) -> None:
+        """Update the open heads on the mean over the whole batch, of which this shard has ``share``."""
+        assert self._head_optimizer is not None
+        heads = trainable(self.logits.heads)
+        for parameter in heads:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * share
+        self.shard.sum([p.grad for p in heads if p.grad is not None])
+        self._head_optimizer.step()
 
 
 def batch_sampler(plan: DpPlan | None, *, n: int, batch_size: int, seed: int) -> BatchSampler:
@@ -235,12 +281,13 @@ def batch_sampler(plan: DpPlan | None, *, n: int, batch_size: int, seed: int) ->
     return PoissonBatches(n, batch_size=min(batch_size, n), seed=plan.sampling_seed)
 
 
-def make_plan(dp: DpConfig, *, n_train: int, batch_size: int, epochs: int) -> DpPlan | None:
-    """The mechanism of a training of so many epochs; None without an epsilon."""
+def make_plan(dp: DpConfig, *, n_train: int, batch_size: int, epochs: int, secret: int | None = None) -> DpPlan | None:
+    """The mechanism of a training of so many epochs; None without an epsilon. For ``secret`` see `DpPlan.make`."""
     if dp.epsilon is None:
         return None
     sampler = PoissonBatches(n_train, batch_size=min(batch_size, n_train), seed=0)
-    return DpPlan.make(dp, n_train=n_train, sample_rate=sampler.sample_rate, steps=sampler.steps_per_epoch * epochs)
+    steps = sampler.steps_per_epoch * epochs
+    return DpPlan.make(dp, n_train=n_train, sample_rate=sampler.sample_rate, steps=steps, secret=secret)
 
 
 def build_update(
@@ -250,13 +297,14 @@ def build_update(
     plan: DpPlan | None,
     accountant: Accountant | None,
     head_path: nn.Module | None = None,
+    shard: Shard = WHOLE,
 ) -> Update:
     """Plain, or per-example clipped and noised where there is a plan. ``head_path`` is checked, not changed."""
     parameters = optimiser.build(trainable(network)) if trainable(network) else _NoParameters()
     if plan is None:
-        return PlainUpdate(network, parameters)
+        return PlainUpdate(network, parameters, shard=shard)
     assert accountant is not None
-    return plan.private_step(network, parameters, accountant=accountant, head_path=head_path)
+    return plan.private_step(network, parameters, accountant=accountant, head_path=head_path, shard=shard)
 
 
 class _NoParameters(torch.optim.Optimizer):

@@ -8,12 +8,14 @@ MetaMorphosisError                  exit status 1
 │   ├── AlreadyPublishedError       the catalog already has this task for this encoder
 │   ├── NotPublishedError           the catalog has no such encoder or task
 │   ├── PrivacyRefusal              what was asked would break the guarantee that would be printed
+│   │   └── BudgetExceededError      the data set's privacy budget does not have what was asked for
 │   ├── UnavailableError            a tracking server or a cluster does not answer
 │   └── MissingExtraError           an optional dependency is not installed
 ├── ProtocolError                   a party sent what the protocol does not allow
 ├── PartyLostError                  a party died or stopped answering
 ├── NonFiniteLossError              training diverged
 ├── PublishConflictError            somebody else published first
+├── LedgerError                     the privacy ledger cannot be read or written, or forbids the step
 └── CheckpointError                 a checkpoint is truncated, foreign or of another version
 """
 
@@ -21,9 +23,11 @@ from tasks.errors import ConfigError, DataError, MetaMorphosisError, UnknownName
 
 __all__ = [
     "AlreadyPublishedError",
+    "BudgetExceededError",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "LedgerError",
     "MetaMorphosisError",
     "MissingExtraError",
     "NonFiniteLossError",
@@ -58,6 +62,10 @@ class NotPublishedError(UserError):
 
 class PrivacyRefusal(UserError):  # noqa: N818 - it is a refusal, and reads as one
     """What was asked would break the guarantee that would be printed."""
+
+
+class BudgetExceededError(PrivacyRefusal):
+    """The data set's privacy budget does not have what was asked for."""
 
 
 class UnavailableError(UserError):
@@ -99,6 +107,10 @@ class NonFiniteLossError(MetaMorphosisError):
 
 class PublishConflictError(MetaMorphosisError):
     """Somebody else published first, so the dissimilarity to their task has not been trained yet."""
+
+
+class LedgerError(MetaMorphosisError):
+    """The privacy ledger cannot be read or written, or forbids the step. The step was not taken."""
 
 
 class CheckpointError(MetaMorphosisError):

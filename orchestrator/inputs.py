@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from orchestrator.sampling import derive_seed
 from tasks.datasets.table import ImageArray, Normalisation
 from tasks.transforms import mirror, to_tensor
+
+EVERY: Final = slice(None)
+"""The whole of a batch."""
 
 Rows = Mapping[str, NDArray[np.int64]]
 """Subset name to the rows of the table that belong to it, in example-id order."""
@@ -38,10 +42,10 @@ class ImageInputs:
         """How many examples the subset has."""
         return len(self._rows[subset])
 
-    def training(self, step: int, ids: NDArray[np.int64]) -> Tensor:
-        """(B, 3, S, S) of one training batch."""
-        x = self._load(self._rows["train"][ids])
-        mirrored = torch.from_numpy(mirrored_ids(self._seed, step, len(ids), flip=self._flip)).to(self._device)
+    def training(self, step: int, ids: NDArray[np.int64], part: slice = EVERY) -> Tensor:
+        """(B, 3, S, S) of one training batch, or of a part of it, whose images are those of the whole."""
+        x = self._load(self._rows["train"][ids[part]])
+        mirrored = torch.from_numpy(mirrored_ids(self._seed, step, len(ids), flip=self._flip)[part]).to(self._device)
         return torch.where(mirrored[:, None, None, None], mirror(x), x) if self._flip else x
 
     def subset(self, subset: str, start: int, stop: int) -> Tensor:

@@ -51,6 +51,9 @@ class LocalProducer:
         self.producer.load_state_dict(state)
         return Ready(None)
 
+    def revive(self) -> None:
+        """It lives and dies with this process."""
+
     def close(self) -> None:
         """Nothing to end."""
 
@@ -95,6 +98,9 @@ class LocalConsumer:
         """Go on from there."""
         self.consumer.load_state_dict(state)
         return Ready(None)
+
+    def revive(self) -> None:
+        """It lives and dies with this process."""
 
     def close(self) -> None:
         """Nothing to end."""

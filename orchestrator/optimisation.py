@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError
+from orchestrator.shard import WHOLE, Shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +88,8 @@ class Update(Protocol):
 class PlainUpdate:
     """An update without privacy; `orchestrator.privacy.dp.PrivateStep` is the one with."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.module, self.optimizer = module, optimizer
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, shard: Shard = WHOLE) -> None:
+        self.module, self.optimizer, self._shard = module, optimizer, shard
 
     def forward(self, x: Tensor) -> Mapping[str, Tensor]:
         """Run the module and keep its graph."""
@@ -101,6 +102,7 @@ class PlainUpdate:
         with_graph = [(z, dz) for z, dz in zip(outputs, cut_gradients, strict=True) if z.requires_grad and len(z)]
         if with_graph:
             torch.autograd.backward([z for z, _ in with_graph], [dz for _, dz in with_graph])
+        self._shard.sum_gradients(self.module.parameters())
         self.optimizer.step()
 
     def discard(self) -> None:

@@ -92,6 +92,13 @@ class ProducerPort(Protocol):
         """The network's weights, for publication."""
         ...
 
+    def revive(self) -> None:
+        """Wait until the party answers again after it was lost: as it was at its start, without labels or state.
+
+        Raises `PartyLostError` if it does not come back. A party that was not lost just answers.
+        """
+        ...
+
     def close(self) -> None:
         """End whatever the party runs in."""
         ...
@@ -131,6 +138,13 @@ class ConsumerPort(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> Pending[None]:
         """Go on from there."""
+        ...
+
+    def revive(self) -> None:
+        """Wait until the party answers again after it was lost: as it was at its start, without labels or state.
+
+        Raises `PartyLostError` if it does not come back. A party that was not lost just answers.
+        """
         ...
 
     def close(self) -> None:

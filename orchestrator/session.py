@@ -8,17 +8,24 @@ Per step, with z_i = g_i(E(x)) and one consumer per task (MetaMorphosis, eq. 6):
     adds omega * dS/dz_i and updates every g_i
 
 The session waits only for the producer's report. What passes between the parties goes from one to the other.
+
+A party that dies is started again, and all parties go back to the last state that was kept: what they do again from
+there is what they did, because batches, noise and mirroring are functions of the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol, TypeVar
 
-from orchestrator.errors import ProtocolError
+from orchestrator.errors import PartyLostError, ProtocolError
 from orchestrator.ports import ConsumerPort, ProducerPort, StepReport
-from orchestrator.wire import EvaluationReport
+from orchestrator.wire import EvaluationReport, HeadWeights
+
+T = TypeVar("T")
+SUBSETS: Final = ("train", "validation", "test")
+"""Of which every tenant gets its labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +57,25 @@ class SessionObserver(Protocol):
         """An epoch ended and the heads were measured on the validation subset."""
         ...
 
+    def on_stage(self, title: str) -> None:
+        """Something out of the ordinary: a party was lost and is started again."""
+        ...
+
 
 SaveState = Callable[[int, dict[str, Any]], None]
-"""Called with (last applied step, state) at the end of every epoch."""
+"""Called with (steps done, state) whenever a state is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOutcome:
+    """What a session's parties hold when it is over."""
+
+    weights: dict[str, Any]
+    """Of the producer's network."""
+    heads: dict[str, HeadWeights]
+    validation: dict[str, EvaluationReport]
+    test: dict[str, EvaluationReport]
+    state: dict[str, Any]
 
 
 class Session:
@@ -67,7 +90,13 @@ class Session:
         epochs: int,
         observers: Sequence[SessionObserver] = (),
         save: SaveState | None = None,
+        keep_every: int | None = None,
+        recoveries: int = 3,
     ) -> None:
+        """A state is kept at the end of every epoch, and after every ``keep_every`` steps.
+
+        ``recoveries``: how many losses of a party are made good between two kept states before the session gives up.
+        """
         self.producer = producer
         self.consumers = {consumer.task: consumer for consumer in consumers}
         if set(self.consumers) != set(producer.offers()):
@@ -76,9 +105,18 @@ class Session:
             )
         self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
         self.observers, self.save = observers, save
+        self.keep_every, self.recoveries = keep_every, recoveries
         self._step = 0
+        self._reports: list[StepReport] = []
+        self._kept: dict[str, Any] | None = None
+        self._lost = 0
 
-    def enrol(self, subsets: Sequence[str] = ("train", "validation")) -> None:
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
+    def enrol(self, subsets: Sequence[str] = SUBSETS) -> None:
         """Give every tenant its own labels, sealed to its own key."""
         waiting = []
         for consumer in self.consumers.values():
@@ -87,19 +125,86 @@ class Session:
         for receipt in waiting:
             receipt.result()
 
+    def start(self, state: Mapping[str, Any] | None = None) -> None:
+        """Give the tenants their labels, and go to ``state`` or to the beginning."""
+        self._surviving(self.enrol)
+        if state is not None:
+            self._kept = dict(state)
+            self._surviving(lambda: self.load_state_dict(dict(state)))
+        else:
+            self._kept = self._surviving(self.state_dict)
+
     def run(self) -> list[EpochReport]:
         """Train to the end, from wherever `load_state_dict` left off."""
         return [self.run_epoch() for _ in range(self._step // self.steps_per_epoch, self.epochs)]
 
     def run_epoch(self) -> EpochReport:
-        """The steps of one epoch, then the heads' validation."""
-        steps = [self.train_step() for _ in range(self.steps_per_epoch)]
-        report = self._summarise(steps)
+        """The steps to the end of the epoch, then the heads' validation."""
+        while True:
+            report = self._surviving(self._to_next_stop)
+            if report is not None:
+                for observer in self.observers:
+                    observer.on_epoch(report)
+                return report
+
+    def finish(self) -> SessionOutcome:
+        """What the parties hold, for publication. They stay as they are."""
+        return self._surviving(
+            lambda: SessionOutcome(
+                weights=self.producer.weights(),
+                heads={task: consumer.head().result() for task, consumer in self.consumers.items()},
+                validation=self.evaluate("validation"),
+                test=self.evaluate("test"),
+                state=self.state_dict(),
+            )
+        )
+
+    def _to_next_stop(self) -> EpochReport | None:
+        """Train until a state is kept; what the epoch did, if that was its end."""
+        while True:
+            self._reports.append(self.train_step())
+            if self._step % self.steps_per_epoch == 0:
+                report = self._summarise(self._reports)
+                self._reports = []
+                self._keep()
+                return report
+            if self.keep_every is not None and self._step % self.keep_every == 0:
+                self._keep()
+                return None
+
+    def _keep(self) -> None:
+        state = self.state_dict()
+        self._kept, self._lost = state, 0
         if self.save is not None:
-            self.save(report.step, self.state_dict())
-        for observer in self.observers:
-            observer.on_epoch(report)
-        return report
+            self.save(self._step, state)
+
+    def _surviving(self, work: Callable[[], T]) -> T:
+        """Do some work; whenever a party is lost meanwhile, bring it back and do the work again."""
+        while True:
+            try:
+                return work()
+            except PartyLostError as error:
+                self._recover(error)
+
+    def _recover(self, error: PartyLostError) -> None:
+        """All parties alive, with their labels, at the last state that was kept."""
+        while True:
+            self._lost += 1
+            if self._lost > self.recoveries:
+                raise error
+            for observer in self.observers:
+                observer.on_stage(f"{error}; going on from step {0 if self._kept is None else self._kept['step']}")
+            try:
+                self.producer.revive()
+                for consumer in self.consumers.values():
+                    consumer.revive()
+                self.enrol()
+                if self._kept is not None:
+                    self.load_state_dict(self._kept)
+            except PartyLostError as another:
+                error = another
+                continue
+            return
 
     def train_step(self) -> StepReport:
         """One step of the protocol. With Ray, every line but the last returns at once."""
@@ -122,6 +227,7 @@ class Session:
         """Every party's state, between two steps."""
         return {
             "step": self._step,
+            "reports": [asdict(report) for report in self._reports],
             "producer": self.producer.state_dict().result(),
             "consumers": {task: consumer.state_dict().result() for task, consumer in self.consumers.items()},
         }
@@ -132,6 +238,7 @@ class Session:
         for task, consumer in self.consumers.items():
             consumer.load_state_dict(state["consumers"][task]).result()
         self._step = int(state["step"])
+        self._reports = [StepReport(**report) for report in state["reports"]]
 
     def _summarise(self, steps: Sequence[StepReport]) -> EpochReport:
         measured = [s for s in steps if s.dissimilarity_by_pair]

@@ -84,11 +84,34 @@ class RuntimeSettings:
     """auto uses a GPU where there is one."""
     threads: int | None = None
     """PyTorch threads of each party. Default: all cores for the producer, an equal share for each consumer."""
+    encoder_workers: int = 1
+    """Ray Train workers that share each batch of phase 1. The result is the same, to rounding, and so is epsilon."""
+    checkpoint_steps: int | None = None
+    """Save a checkpoint after so many steps too, not only at the end of every epoch."""
+    restarts: int = 3
+    """How often parties that die are started again, between two checkpoints, before the run gives up."""
+    ledger: Path | None = None
+    """The privacy ledger: an SQLite file on a local disk. Default: ledger.db in the storage folder."""
+
+    def __post_init__(self) -> None:
+        if self.encoder_workers < 1:
+            raise ConfigError(f"encoder_workers must be at least 1, got {self.encoder_workers}")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise ConfigError(f"checkpoint_steps must be at least 1, got {self.checkpoint_steps}")
+        if self.restarts < 0:
+            raise ConfigError(f"restarts must be at least 0, got {self.restarts}")
+        if self.encoder_workers > 1 and self.engine == "process":
+            raise ConfigError("several encoder workers need Ray: leave --engine out, or --encoder-workers")
 
     @property
     def storage_path(self) -> Path:
         """Absolute."""
         return (self.storage or default_storage()).expanduser().absolute()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Absolute."""
+        return (self.ledger or self.storage_path / "ledger.db").expanduser().absolute()
 
     @property
     def tracking(self) -> str:
@@ -123,7 +146,7 @@ class TrainSettings:
     seed: int = 0
     """Of initial weights, batches and mirroring. DP's noise comes from the operating system (see --noise-seed)."""
     resume: bool = False
-    """Go on with phase 2 from the newest checkpoint of an interrupted run with the same settings."""
+    """Go on with the newest interrupted run of the same settings, from its newest whole checkpoint."""
     runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
 
     def __post_init__(self) -> None:
@@ -177,6 +200,8 @@ class AddTaskSettings:
     training: Annotated[SessionConfig, _INLINE] = SessionConfig()
     seed: int = 0
     """Of initial weights, batches and mirroring."""
+    resume: bool = False
+    """Go on with the newest interrupted run of the same settings, from its newest whole checkpoint."""
     runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
 
 
@@ -205,3 +230,67 @@ class EvaluateSettings:
     out: Path | None = None
     """Folder for the table, the figure and leakage.json. Default: a new one in the storage folder."""
     runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerPlace:
+    """Where the ledger is."""
+
+    storage: Path | None = None
+    """The storage folder of the commands that train. Default: $METAMORPHOSIS_HOME, or ~/metamorphosis."""
+    ledger: Path | None = None
+    """The ledger's file. Default: ledger.db in the storage folder."""
+
+    @property
+    def path(self) -> Path:
+        """Absolute."""
+        return RuntimeSettings(storage=self.storage, ledger=self.ledger).ledger_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerShow(LedgerPlace):
+    """Print what was spent on the images of every data set, by which training, and what is left."""
+
+    data: Annotated[str | None, tyro.conf.Positional] = None
+    """Only this data set: a name or the beginning of a fingerprint, as `show` prints them, digits, or parquet:PATH."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerLimit(LedgerPlace):
+    """Set what all trainings on the images of a data set may cost together. One that would pass it is refused."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """The data set: a name or the beginning of a fingerprint, as `show` prints them, digits, or parquet:PATH."""
+    epsilon: float
+    """The most that may be spent."""
+    delta: float
+    """At which epsilon is computed. Well below 1 / number of images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerExport(LedgerPlace):
+    """Write everything in the ledger as JSON."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """The file to write."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerRelease(LedgerPlace):
+    """Give back what an interrupted training reserved and did not use. It can then not be resumed."""
+
+    reservation: Annotated[int, tyro.conf.Positional]
+    """Its number, as `show` prints it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerSettings:
+    """The privacy ledger: what was ever spent on the images of a data set, and what may still be."""
+
+    command: Annotated[
+        Annotated[LedgerShow, tyro.conf.subcommand("show")]
+        | Annotated[LedgerLimit, tyro.conf.subcommand("limit")]
+        | Annotated[LedgerExport, tyro.conf.subcommand("export")]
+        | Annotated[LedgerRelease, tyro.conf.subcommand("release")],
+        _INLINE,
+    ]

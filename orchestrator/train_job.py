@@ -1,34 +1,36 @@
 """Phase 1 as a Ray Train job: the shell around `EncoderTraining`.
 
-The worker reports once an epoch, with a checkpoint; if it dies, Ray Train starts another, which goes on from the last
-one. Noise and batches are functions of the plan's secret seed and the step, so steps that are done again are the same
-steps, not further ones.
+Every worker holds the whole network and takes its share of each batch; their clipped sums are added up, with one draw
+of noise (`orchestrator.shard`). If one of them dies, Ray Train starts all of them again, and they go on from the newest
+whole checkpoint, as a run does that is resumed after its driver died. Noise and batches are functions of the plan's
+secret seed and the step, so steps that are done again are the same steps, not further ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from orchestrator.assembly import TrainingData
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.encoder_training import EncoderEpoch, EncoderResult, EncoderTraining, EncoderTrainingConfig
-from orchestrator.errors import CheckpointError, MetaMorphosisError, PartyLostError
+from orchestrator.errors import MetaMorphosisError, PartyLostError
 from orchestrator.inputs import ImageInputs
 from orchestrator.memory import keep_freed_memory
 from orchestrator.network import NetworkConfig, pick_device
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.sampling import derive_seed
+from orchestrator.shard import WHOLE, Shard
+from orchestrator.states import plain_state, tensor_state
 
-_KIND = "encoder-training"
 _POLL_S = 0.2
 
 
@@ -44,13 +46,21 @@ class EncoderJob:
     seed: int
     device: str = "auto"
     threads: int | None = None
+    workers: int = 1
+    """Ray Train workers that share each batch."""
+    restarts: int = 3
+    """How often workers that die are started again."""
+    checkpoints: Checkpoints | None = None
+    """Where it saves, and what it goes on from if something is there; None: not at all."""
+    checkpoint_steps: int | None = None
+    """Save after so many steps, and at the end of every epoch."""
 
-    def build(self) -> EncoderTraining:
-        """The training, ready for step 0, with this process set to the job's threads."""
+    def build(self, shard: Shard = WHOLE) -> EncoderTraining:
+        """The training, ready for its next step, with this process set to the job's threads."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
-        return EncoderTraining(
+        training = EncoderTraining(
             config=self.config,
             plan=self.plan,
             surrogate_head=self.surrogate_head,
@@ -68,27 +78,55 @@ class EncoderJob:
             labels=self.data.labels,
             seed=self.seed,
             device=device,
+            shard=shard,
         )
+        saved = self.checkpoints.newest() if self.checkpoints is not None else None
+        if saved is not None:
+            training.load_state_dict(saved[1])
+        return training
 
+    def steps(self, training: EncoderTraining, *, tell: Tell) -> None:
+        """Train to the end, with checkpoints on the way."""
+        while training.step < training.total_steps:
+            training.train_step()
+            epoch = training.ended_epoch()
+            if training.shard.first:
+                tell((training.step, training.total_steps, epoch))
+                due = self.checkpoint_steps is not None and training.step % self.checkpoint_steps == 0
+                if self.checkpoints is not None and (epoch is not None or due):
+                    complaint = self.checkpoints.try_save(training.step, training.state_dict())
+                    if complaint is not None:
+                        tell(complaint)
+
+
+News: TypeAlias = "tuple[int, int, EncoderEpoch | None] | str"
+"""(steps done, steps in all, the epoch that just ended or None), or something to tell in words."""
+Tell: TypeAlias = Callable[[News], None]
 
 Progress = Callable[[int, int, EncoderEpoch | None], None]
 """Called with (steps done, steps in all, the epoch that just ended or None)."""
 
 
-def train_encoder_here(job: EncoderJob, *, progress: Progress | None = None) -> EncoderResult:
-    """Phase 1 in this process."""
+def train_encoder_here(
+    job: EncoderJob, *, progress: Progress | None = None, note: Callable[[str], None] | None = None
+) -> EncoderResult:
+    """Phase 1 in this process. ``note`` is told what there is to say in words."""
     training = job.build()
-    for _ in range(job.config.epochs):
-        epoch = training.run_epoch()
-        if progress is not None:
-            progress(training.step, training.total_steps, epoch)
+    job.steps(training, tell=lambda news: _pass_on(news, progress, note))
     return training.result()
 
 
-def train_encoder(job: EncoderJob, *, storage: Path, name: str, progress: Progress | None = None) -> EncoderResult:
+def train_encoder(
+    job: EncoderJob,
+    *,
+    storage: Path,
+    name: str,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> EncoderResult:
     """Phase 1 as a Ray Train job on the cluster that this process is connected to. Blocks until it is done."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from orchestrator.actors import progress_board
@@ -99,23 +137,30 @@ def train_encoder(job: EncoderJob, *, storage: Path, name: str, progress: Progre
         _train_loop,
         train_loop_config={"job": ray.put(job), "board": board},
         scaling_config=ScalingConfig(
-            num_workers=1, use_gpu=use_gpu(job.device), resources_per_worker={"CPU": min(1.0, cluster_cpus())}
+            num_workers=job.workers,
+            use_gpu=use_gpu(job.device),
+            resources_per_worker={"CPU": min(1.0, round(cluster_cpus() / job.workers, 2))},
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=job.restarts)
         ),
     )
-    result = _fit(trainer, board, progress)
-    if result.checkpoint is None:
-        raise CheckpointError("the encoder training ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        return _load_result(Path(folder))
+    _fit(trainer, board, lambda news: _pass_on(news, progress, note))
+    result = ray.get(board.result.remote())
+    if result is None:
+        raise PartyLostError("the encoder training ended without a result")
+    return EncoderResult(**tensor_state(result))
 
 
-def _fit(trainer: Any, board: Any, progress: Progress | None) -> Any:
+def _pass_on(news: News, progress: Progress | None, note: Callable[[str], None] | None) -> None:
+    if isinstance(news, str):
+        if note is not None:
+            note(news)
+    elif progress is not None:
+        progress(*news)
+
+
+def _fit(trainer: Any, board: Any, tell: Tell) -> None:
     """Run the trainer in a thread: in the main one Ray Train would take over Ctrl-C. Meanwhile progress is shown."""
     import ray
 
@@ -123,7 +168,7 @@ def _fit(trainer: Any, board: Any, progress: Progress | None) -> Any:
 
     def run() -> None:
         try:
-            outcome["result"] = trainer.fit()
+            trainer.fit()
         except BaseException as error:
             outcome["error"] = error
 
@@ -135,14 +180,13 @@ def _fit(trainer: Any, board: Any, progress: Progress | None) -> Any:
         for message in ray.get(board.take.remote()):
             if isinstance(message, MetaMorphosisError):
                 outcome["error"] = message
-            elif progress is not None:
-                progress(*message)
+            else:
+                tell(message)
         if finished:
             break
         time.sleep(_POLL_S)
     if "error" in outcome:
         raise _cause(outcome["error"])
-    return outcome["result"]
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -160,57 +204,33 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _train_loop(config: dict[str, Any]) -> None:
-    """What the Ray Train worker runs."""
+    """What each Ray Train worker runs."""
     import ray
-
-    try:
-        _train(ray.get(config["job"]), config["board"])
-    except MetaMorphosisError as error:
-        # Ray Train would start the worker again, and fail again: the driver is told instead, and the job ends.
-        ray.get(config["board"].post.remote(error))
-
-
-def _train(job: EncoderJob, board: Any) -> None:
     from ray import train
 
+    board = config["board"]
+    if ray.get(board.failed.remote()):
+        return  # Ray Train started the workers again after an error that is no accident: the driver knows of it
+    context = train.get_context()
+    shard = Shard(rank=context.get_world_rank(), size=context.get_world_size())
+    try:
+        _train(ray.get(config["job"]), board, shard)
+    except MetaMorphosisError as error:
+        # Ray Train would start the workers again, and they would fail again: the driver is told, and the job ends.
+        ray.get(board.post.remote(error))
+        if shard.size > 1:
+            raise  # the others wait for this one
+
+
+def _train(job: EncoderJob, board: Any, shard: Shard) -> None:
+    import ray
+
     keep_freed_memory()
-    training = job.build()
-    resume = train.get_checkpoint()
-    if resume is not None:
-        with resume.as_directory() as folder:
-            _load_training(training, Path(folder))
-    while training.step < training.total_steps:
-        epoch = training.run_epoch()
-        board.post.remote((training.step, training.total_steps, epoch))
-        with tempfile.TemporaryDirectory() as folder:
-            _save_training(training, Path(folder))
-            train.report(
-                {"epoch": epoch.epoch, "epsilon": epoch.epsilon_spent},
-                checkpoint=train.Checkpoint.from_directory(folder),
-            )
-
-
-def _save_training(training: EncoderTraining, folder: Path) -> None:
-    from orchestrator.checkpoint import save_state
-
-    save_state(folder / "training", training.state_dict(), kind=_KIND)
-    if training.step < training.total_steps:
-        return
-    result = training.result()
-    save_state(
-        folder / "result",
-        {f.name: getattr(result, f.name) for f in dataclasses.fields(result)},
-        kind=_KIND,
-    )
-
-
-def _load_training(training: EncoderTraining, folder: Path) -> None:
-    from orchestrator.checkpoint import load_state
-
-    training.load_state_dict(load_state(folder / "training", kind=_KIND))
-
-
-def _load_result(folder: Path) -> EncoderResult:
-    from orchestrator.checkpoint import load_state
-
-    return EncoderResult(**load_state(folder / "result", kind=_KIND))
+    training = job.build(shard)
+    if training.step and shard.first:
+        board.post.remote(f"the encoder's training goes on after step {training.step}")
+    job.steps(training, tell=board.post.remote)
+    if shard.first:
+        result = training.result()
+        fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+        ray.get(board.finish.remote(plain_state(fields)))

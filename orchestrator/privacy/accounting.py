@@ -102,6 +102,16 @@ ACCOUNTANTS: Final[Mapping[str, Callable[[History, float], float]]] = {"prv": _p
 """Accountant to epsilon of a history at a delta."""
 
 
+def composed_epsilon(history: History, delta: float) -> float:
+    """Epsilon of mechanisms that were run one after another on the same images, whatever each of them was, by RDP."""
+    _check_delta(delta)
+    for sigma, q, steps in history:
+        _check_step(sigma, q)
+        if steps < 0:
+            raise ConfigError(f"the number of steps must be >= 0, got {steps}")
+    return _rdp_epsilon(history, delta) if any(steps for _, _, steps in history) else 0.0
+
+
 @lru_cache(maxsize=1024)
 def _epsilon(kind: str, history: History, delta: float) -> float:
     _check_delta(delta)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from orchestrator.errors import CheckpointError, ConfigError, PrivacyRefusal, ProtocolError
 from orchestrator.privacy.accounting import Accountant, AccountantKind, load_opacus
 from orchestrator.privacy.per_example import PerExampleHooks
+from orchestrator.shard import WHOLE, Shard
 
 DpMode: TypeAlias = Literal["surrogate_then_freeze", "whole", "encoder_only_paper"]
 SurrogateKind: TypeAlias = Literal["linear", "backbone"]
@@ -144,15 +145,17 @@ class PrivateStep:
         sample_rate: float,
         noise_generator: torch.Generator | None,
         accountant: Accountant,
+        shard: Shard = WHOLE,
     ) -> None:
         """``expected_batch_size`` is ``sample_rate`` times the number of images; the update is divided by it.
 
-        ``noise_generator`` lives on the module's device; None seeds one from the operating system.
+        ``noise_generator`` lives on the module's device; None seeds one from the operating system. With a ``shard``,
+        the batch of a step is spread over several processes: all take the step together, with one draw of noise.
         """
         _check_mechanism(noise_multiplier, max_grad_norm, expected_batch_size, sample_rate)
         _check_optimizer(module, optimizer)
         refuse_unsafe(module)
-        self.module, self.optimizer, self.accountant = module, optimizer, accountant
+        self.module, self.optimizer, self.accountant, self._shard = module, optimizer, accountant, shard
         self._noise_multiplier, self._sample_rate = noise_multiplier, sample_rate
         self._noise_generator = _noise_generator(module, noise_generator)
         self._engine = PerExampleHooks(
@@ -194,9 +197,13 @@ class PrivateStep:
         except BaseException:
             self.discard()
             raise
-        self.accountant.step(noise_multiplier=self._noise_multiplier, sample_rate=self._sample_rate)
-        self._engine.apply()
+        self._account()
+        self._engine.apply(self._shard)
         self.discard()
+
+    def _account(self) -> None:
+        """Charge the step that is about to be taken. If this raises, it is not taken."""
+        self.accountant.step(noise_multiplier=self._noise_multiplier, sample_rate=self._sample_rate)
 
     def discard(self) -> None:
         """Forget the forward in flight, if there is one. Nothing is charged."""

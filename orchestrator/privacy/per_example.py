@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import PrivacyRefusal, ProtocolError
 from orchestrator.privacy.accounting import load_opacus
+from orchestrator.shard import WHOLE, Shard
 
 
 class PerExampleHooks:
@@ -109,9 +110,17 @@ class PerExampleHooks:
             if error > 1e-2 * size:  # far above the rounding of any precision in use, far below a real mistake
                 raise PrivacyRefusal(f"the per-example gradients of {name!r} do not add up to its gradient")
 
-    def apply(self) -> None:
-        """Add the noise, divide by the expected batch size, and update the weights."""
-        self._optimizer.add_noise()
+    def apply(self, shard: Shard = WHOLE) -> None:
+        """Add the noise, divide by the expected batch size, and update the weights.
+
+        Shards add up their clipped sums, to which the first one has added the noise: one draw for all of them.
+        """
+        if shard.first:
+            self._optimizer.add_noise()
+        else:
+            for parameter in self._parameters.values():
+                parameter.grad = parameter.summed_grad.view_as(parameter)  # type: ignore[attr-defined]
+        shard.sum_gradients(self._parameters.values())
         self._optimizer.scale_grad()
         self._optimizer.original_optimizer.step()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from orchestrator.optimisation import restore, snapshot
 from orchestrator.privacy.accounting import Accountant, noise_multiplier
 from orchestrator.privacy.dp import DpConfig, PrivateStep, refuse_unsafe
 from orchestrator.sampling import derive_seed
+from orchestrator.shard import WHOLE, Shard
+
+Charge: TypeAlias = Callable[[int], None]
+"""Called with the number of a private step, counted from 1, before the step is taken. Raises if it may not be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +43,15 @@ class DpPlan:
     with the run's settings."""
     reproducible: bool
     """Whether the user fixed the seed."""
+    charge: Charge | None = field(default=None, repr=False, compare=False)
+    """Where every step is written down before it is taken; None keeps no ledger."""
 
     @classmethod
-    def make(cls, dp: DpConfig, *, n_train: int, sample_rate: float, steps: int) -> DpPlan:
-        """Find the noise for which ``steps`` steps cost ``dp.epsilon``."""
+    def make(cls, dp: DpConfig, *, n_train: int, sample_rate: float, steps: int, secret: int | None = None) -> DpPlan:
+        """Find the noise for which ``steps`` steps cost ``dp.epsilon``.
+
+        ``secret`` is the seed of an interrupted training that is to be gone on with; by default a fresh one is drawn.
+        """
         if dp.epsilon is None:
             raise ConfigError("a private training needs an epsilon")
         delta = dp.delta_for(n_train)
@@ -59,7 +68,7 @@ class DpPlan:
             steps=steps,
             accountant_kind=dp.accountant,
             n_train=n_train,
-            secret_seed=dp.noise_seed if dp.noise_seed is not None else secrets.randbits(63),
+            secret_seed=next(seed for seed in (dp.noise_seed, secret, secrets.randbits(63)) if seed is not None),
             reproducible=dp.noise_seed is not None,
         )
 
@@ -79,6 +88,7 @@ class DpPlan:
         *,
         accountant: Accountant,
         head_path: nn.Module | None = None,
+        shard: Shard = WHOLE,
     ) -> PrivateStep:
         """The update that this plan describes. ``head_path`` is what follows the network: it is checked, not noised."""
         if head_path is not None:
@@ -89,12 +99,14 @@ class DpPlan:
             network,
             optimizer,
             secret_seed=derive_seed(self.secret_seed, "noise"),
+            charge=self.charge if shard.first else None,
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.max_grad_norm,
             expected_batch_size=self.sample_rate * self.n_train,
             sample_rate=self.sample_rate,
             noise_generator=generator,
             accountant=accountant,
+            shard=shard,
         )
 
 
@@ -112,16 +124,24 @@ class SeededPrivateStep(PrivateStep):
         *,
         secret_seed: int,
         noise_generator: torch.Generator,
+        charge: Charge | None = None,
         **mechanism: Any,
     ) -> None:
         super().__init__(module, optimizer, noise_generator=noise_generator, **mechanism)
         self._secret_seed, self._generator, self._taken = secret_seed, noise_generator, 0
+        self._charge = charge
 
     def step(self, outputs: Sequence[Tensor], cut_gradients: Sequence[Tensor]) -> None:
         """One private step with its own noise."""
         self._generator.manual_seed(derive_seed(self._secret_seed, self._taken))
         super().step(outputs, cut_gradients)
         self._taken += 1
+
+    def _account(self) -> None:
+        """In the ledger first: what it refuses, or cannot write down, is not done."""
+        if self._charge is not None:
+            self._charge(self._taken + 1)
+        super()._account()
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state, and how many steps were taken. The accountant is saved by whoever owns it."""

@@ -10,6 +10,8 @@ from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.errors import CheckpointError
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.runs.apart import publish_apart
+from orchestrator.runs.budget import Budget, without_noise
+from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import open_data
 from orchestrator.runs.phase_two import SessionResult, run_session
@@ -33,7 +35,8 @@ class AddOutcome:
     guarantee: Guarantee
     unchanged: dict[str, str]
     """Artefact of every earlier task to its SHA-256, the same before and after."""
-    session: SessionResult
+    session: SessionResult | None
+    """None where an earlier process of this run had published the task before it died."""
 
 
 def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserver, run_id: str) -> AddOutcome:
@@ -41,11 +44,28 @@ def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserv
 
     It is never published without having been kept apart from every task that was there before it; see `publish_apart`.
     """
-    encoder, weights = catalog.encoder(settings.encoder_version)
+    with RunFolder.open("add", settings, settings.runtime, resume=settings.resume) as folder:
+        folder.tracked_by(run_id)
+        return _add_task(settings, folder, catalog=catalog, observer=observer, run_id=run_id)
+
+
+def _add_task(
+    settings: AddTaskSettings, folder: RunFolder, *, catalog: Catalog, observer: RunObserver, run_id: str
+) -> AddOutcome:
+    encoder, weights = catalog.encoder(folder.recall("encoder_version", settings.encoder_version))
+    guarantee = guarantee_of(encoder, task_privacy=settings.task_privacy)
     published = catalog.tasks(encoder.version)
+    before = folder.recall("before") or catalog.published_hashes(encoder.version)
+    mine = published.get(settings.task)
+    if mine is not None and folder.published_here(mine.run_id):
+        unchanged = _check_unchanged(catalog, encoder.version, before)
+        return AddOutcome(encoder=encoder, task=mine, guarantee=guarantee, unchanged=unchanged, session=None)
     check_unpublished(encoder, published, (settings.task,))
-    before = catalog.published_hashes(encoder.version)
+    apart_from = folder.recall("apart_from", sorted(published))
+    folder.remember(encoder_version=encoder.version, apart_from=apart_from, before=before)
+    known = {task: record for task, record in published.items() if task in apart_from}
     opened = open_data(settings_of(encoder, settings.data), observer, fingerprint=encoder.data_fingerprint)
+    Budget(opened.table, folder, settings.runtime).outside(without_noise([f"module and head of {settings.task}"]))
     network = network_of(encoder, head=settings.head, module=settings.module)
     plan = SessionPlan(
         data=opened.training_data((settings.task,)),
@@ -54,12 +74,11 @@ def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserv
         dissimilarity=settings.task_privacy,
         seed=settings.seed,
         encoder=weights,
-        fixed_modules=fixed_modules(catalog, encoder, published),
+        fixed_modules=fixed_modules(catalog, encoder, known),
         cache_root=settings.runtime.storage_path / "features",
         device=settings.runtime.device,
         threads=settings.runtime.threads,
     )
-    guarantee = guarantee_of(encoder, task_privacy=settings.task_privacy)
 
     def entries(session: SessionResult) -> list[TaskEntry]:
         head = session.heads[settings.task]
@@ -79,7 +98,12 @@ def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserv
     observer.on_stage(f"training {settings.task}")
     (record,), session = publish_apart(
         plan,
-        run_session(plan, settings.runtime, observer),
+        run_session(
+            plan,
+            settings.runtime,
+            observer,
+            checkpoints=folder.checkpoints("session", identity=plan.data.fingerprint),
+        ),
         encoder=encoder,
         entries=entries,
         catalog=catalog,

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from orchestrator.assembly import SessionPlan
-from orchestrator.checkpoint import load_state, save_state
-from orchestrator.config import to_mapping
-from orchestrator.errors import ConfigError
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import open_parties
 from orchestrator.session import EpochReport, Session
 from orchestrator.settings import RuntimeSettings
 from orchestrator.wire import EvaluationReport, HeadWeights
-
-_KIND = "session"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +45,18 @@ def run_session(
     runtime: RuntimeSettings,
     observer: RunObserver,
     *,
-    checkpoint: Path | None = None,
-    resume: bool = False,
+    checkpoints: Checkpoints | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> SessionResult:
-    """Train to the end of the plan, from its start, from ``state``, or from ``checkpoint`` if ``resume``."""
+    """Train to the end of the plan: from the newest of ``checkpoints``, else from ``state``, else from its start."""
+
+    def save(step: int, kept: dict[str, Any]) -> None:
+        complaint = checkpoints.try_save(step, kept) if checkpoints is not None else None
+        if complaint is not None:
+            observer.on_stage(complaint)
+
+    saved = checkpoints.newest() if checkpoints is not None else None
+    state = saved[1] if saved is not None else state
     with open_parties(plan, runtime) as (producer, consumers):
         session = Session(
             producer,
@@ -64,43 +64,15 @@ def run_session(
             steps_per_epoch=plan.steps_per_epoch,
             epochs=plan.config.epochs,
             observers=(observer,),
-            save=None if checkpoint is None else lambda _, saved: save_state(checkpoint, saved, kind=_KIND),
+            save=save,
+            keep_every=runtime.checkpoint_steps,
+            recoveries=runtime.restarts,
         )
-        session.enrol(("train", "validation", "test"))
-        if resume and checkpoint is not None:
-            state = load_state(checkpoint, kind=_KIND)
-        first = 0
-        if state is not None:
-            session.load_state_dict(dict(state))
-            first = int(state["step"])
-        observer.on_session_start(sorted(plan.data.specs), plan.total_steps, first)
+        session.start(state)
+        observer.on_session_start(sorted(plan.data.specs), plan.total_steps, session.step)
         epochs = session.run()
-        return SessionResult(
-            weights=producer.weights(),
-            heads={consumer.task: consumer.head().result() for consumer in consumers},
-            validation=session.evaluate("validation"),
-            test=session.evaluate("test"),
-            epochs=epochs,
-            state=session.state_dict(),
-        )
-
-
-def checkpoint_path(settings: Any, runtime: RuntimeSettings) -> Path:
-    """Where a run with these settings keeps its checkpoint: other settings have another one."""
-    mapping = to_mapping(settings)
-    for ignored in ("runtime", "resume"):
-        mapping.pop(ignored, None)
-    digest = hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:16]
-    return runtime.storage_path / "checkpoints" / f"session-{digest}"
-
-
-def check_resumable(path: Path) -> None:
-    """Raise unless there is a checkpoint there."""
-    if not list(path.parent.glob(f"{path.name}*")):
-        raise ConfigError(
-            f"nothing to resume: no checkpoint at {path}. A run can be resumed with exactly the settings that it was "
-            "started with, from the end of its first epoch on"
-        )
+        outcome = session.finish()
+    return SessionResult(epochs=epochs, **{f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)})
 
 
 def with_epochs(plan: SessionPlan, epochs: int) -> SessionPlan:

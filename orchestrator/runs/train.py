@@ -11,7 +11,6 @@ input       surrogate_then_freeze: as both      g_i, M_i on the frozen E, no dis
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,17 +20,17 @@ from torch import Tensor
 from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
-from orchestrator.checkpoint import write_atomically
 from orchestrator.encoder_training import EncoderResult, make_plan
-from orchestrator.errors import PrivacyRefusal
 from orchestrator.models.modules import ModuleConfig
 from orchestrator.privacy.accounting import Accountant
 from orchestrator.privacy.guarantee import Guarantee, guarantee_for
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.runs.apart import publish_apart
+from orchestrator.runs.budget import Budget, without_noise
+from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data
-from orchestrator.runs.phase_two import SessionResult, check_resumable, checkpoint_path, run_session
+from orchestrator.runs.phase_two import SessionResult, run_session
 from orchestrator.runs.publishing import (
     check_unpublished,
     encoder_record,
@@ -62,32 +61,29 @@ class TrainRun:
 
     def __init__(self, settings: TrainSettings, *, catalog: Catalog, tracker: Tracker, observer: RunObserver) -> None:
         self.settings, self.catalog, self.tracker, self.observer = settings, catalog, tracker, observer
-        self.checkpoint = checkpoint_path(settings, settings.runtime)
-        self.memo = self.checkpoint.with_name(self.checkpoint.name + ".encoder.json")
-        if settings.resume:
-            check_resumable(self.checkpoint)
         self.private = (settings.private,) if settings.private is not None else ()
         self.network = settings.network
         self.opened: OpenData
+        self.folder: RunFolder
 
     def run(self) -> TrainOutcome:
-        """All phases that were asked for."""
-        if self.settings.resume and self.memo.exists():
-            memo = json.loads(self.memo.read_text())
-            return self._phase_two(memo["encoder_version"], apart_from=memo["apart_from"])
-        if self.settings.phase == "tasks":
-            return self._phase_two(self.settings.encoder_version)
-        self.opened = open_data(self.settings.data, self.observer)
-        data = self.opened.training_data([*self.private, *self.settings.tasks])
-        match self.settings.algorithm, self.settings.dp.dp_mode:
-            case ("task", _):
-                return self._train_jointly(data, plan=None)
-            case ("input", "encoder_only_paper"):
-                return self._train_jointly(data, plan=self._plan(self.settings.training))
-            case ("input", "whole"):
-                return self._train_wholly_private(data)
-            case _:
-                return self._two_phases(data)
+        """All phases that were asked for, or what an interrupted run of the same settings had left to do."""
+        settings = self.settings
+        with RunFolder.open("train", settings, settings.runtime, resume=settings.resume) as self.folder:
+            self.folder.tracked_by(self.tracker.run_id)
+            if settings.phase == "tasks":
+                return self._phase_two(settings.encoder_version)
+            self.opened = open_data(settings.data, self.observer)
+            data = self.opened.training_data([*self.private, *settings.tasks])
+            match settings.algorithm, settings.dp.dp_mode:
+                case ("task", _):
+                    return self._train_jointly(data, private=False)
+                case ("input", "encoder_only_paper"):
+                    return self._train_jointly(data, private=True)
+                case ("input", "whole"):
+                    return self._train_wholly_private(data)
+                case _:
+                    return self._two_phases(data)
 
     # -- the branches of Algorithm 2 -------------------------------------------------------------------------------
 
@@ -99,32 +95,34 @@ class TrainRun:
         result = self._phase_one(data, self.private or self.settings.tasks)
         guarantee = self._guarantee(result.accountant)
         encoder = self._publish_encoder(result.encoder, guarantee)
-        entries = [self._entry_of_phase_one(data, task, result, guarantee) for task in result.modules]
-        private = self.catalog.publish_tasks(encoder.version, entries, expected=frozenset()) if entries else []
+        private = self._publish(
+            encoder, [self._entry_of_phase_one(data, task, result, guarantee) for task in result.modules]
+        )
         if self.settings.phase == "encoder":
             return TrainOutcome(encoder=encoder, tasks=tuple(private), guarantee=guarantee, session=None)
         return self._phase_two(encoder.version)
 
-    def _phase_two(self, encoder_version: str, apart_from: Sequence[str] | None = None) -> TrainOutcome:
-        """Modules and heads against a published, frozen encoder; apart from every task that it already has.
-
-        ``apart_from`` names the tasks that an interrupted run knew of: what came since was published meanwhile.
-        """
-        encoder, weights = self.catalog.encoder(encoder_version)
+    def _phase_two(self, encoder_version: str) -> TrainOutcome:
+        """Modules and heads against a published, frozen encoder; apart from every task that it already has."""
+        encoder, weights = self.catalog.encoder(self.folder.recall("encoder_version", encoder_version))
         published = self.catalog.tasks(encoder.version)
+        guarantee = guarantee_of(encoder, task_privacy=self.settings.task_privacy)
         private = tuple(t for t in self.private if not (t in published and published[t].private))
         tasks = (*private, *self.settings.tasks)
+        if done := self._published_before(published, tasks):
+            return TrainOutcome(encoder=encoder, tasks=done, guarantee=guarantee, session=None)
         check_unpublished(encoder, published, tasks, private=private)
-        known = {t: r for t, r in published.items() if apart_from is None or t in apart_from}
-        memo = {"encoder_version": encoder.version, "apart_from": sorted(known)}
-        write_atomically(self.memo, json.dumps(memo).encode())
+        # An interrupted run goes on with the tasks that it knew of: what came since was published meanwhile.
+        apart_from = self.folder.recall("apart_from", sorted(published))
+        self.folder.remember(encoder_version=encoder.version, apart_from=apart_from)
+        known = {t: r for t, r in published.items() if t in apart_from}
         self.network = network_of(encoder, head=self.settings.network.head, module=self.settings.network.module)
         if not hasattr(self, "opened"):
             where = settings_of(encoder, self.settings.data.data)
             self.opened = open_data(where, self.observer, fingerprint=encoder.data_fingerprint)
         data = self.opened.training_data(tasks)
+        self._budget.outside(without_noise([f"module and head of {task}" for task in tasks]))
         plan = self._session_plan(data, encoder=weights, fixed=fixed_modules(self.catalog, encoder, known))
-        guarantee = guarantee_of(encoder, task_privacy=self.settings.task_privacy)
         records, session = publish_apart(
             plan,
             self._session(plan),
@@ -137,55 +135,74 @@ class TrainRun:
         )
         return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
 
-    def _train_jointly(self, data: TrainingData, *, plan: DpPlan | None) -> TrainOutcome:
-        """Lines 5-7 without a plan (task privacy only), lines 1-4 with one (live consumers; no guarantee)."""
-        if plan is not None and self.settings.resume:
-            raise PrivacyRefusal(
-                "a session with DP cannot be resumed: its batches and noise were drawn from a secret that is gone with "
-                "the interrupted process. Start it again without --resume"
-            )
-        session = self._session(dataclasses.replace(self._session_plan(data, encoder=None), frozen=False, dp=plan))
+    def _train_jointly(self, data: TrainingData, *, private: bool) -> TrainOutcome:
+        """Lines 5-7 without DP (task privacy only), lines 1-4 with it (live consumers; no guarantee)."""
+        dp = self._plan(self.settings.training, part="session") if private else None
+        session = self._session(dataclasses.replace(self._session_plan(data, encoder=None), frozen=False, dp=dp))
+        self._budget.release("session")
         guarantee = self._guarantee(session.state["producer"]["accountant"])
         encoder = self._publish_encoder(session.encoder_weights(), guarantee)
-        entries = [self._entry(data, task, session, guarantee) for task in data.specs]
-        return self._publish(encoder, entries, guarantee, session)
+        records = self._publish(encoder, [self._entry(data, task, session, guarantee) for task in data.specs])
+        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
 
     def _train_wholly_private(self, data: TrainingData) -> TrainOutcome:
         """Lines 1-4 with the heads under DP too, so that encoder, modules and heads are all covered."""
         result = self._phase_one(data, tuple(data.specs))
         guarantee = self._guarantee(result.accountant)
         encoder = self._publish_encoder(result.encoder, guarantee)
-        entries = [self._entry_of_phase_one(data, task, result, guarantee) for task in data.specs]
-        return self._publish(encoder, entries, guarantee, None)
+        records = self._publish(
+            encoder, [self._entry_of_phase_one(data, task, result, guarantee) for task in data.specs]
+        )
+        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=None)
 
     # -- steps of a branch -----------------------------------------------------------------------------------------
 
-    def _plan(self, training: Any) -> DpPlan | None:
-        n_train = len(self.opened.splits.train)
-        return make_plan(self.settings.dp, n_train=n_train, batch_size=training.batch_size, epochs=training.epochs)
+    def _plan(self, training: Any, *, part: str) -> DpPlan | None:
+        """The private training of one part, its budget reserved; None where it is trained without DP."""
+        private = self.settings.dp.epsilon is not None
+        plan = make_plan(
+            self.settings.dp,
+            n_train=len(self.opened.splits.train),
+            batch_size=training.batch_size,
+            epochs=training.epochs,
+            secret=self.folder.secret(part) if private else None,
+        )
+        return None if plan is None else self._budget.reserve(plan, part)
+
+    @property
+    def _budget(self) -> Budget:
+        return Budget(self.opened.table, self.folder, self.settings.runtime)
+
+    def _leave_out(self, guarantee: Guarantee) -> None:
+        """Note in the ledger what this run trains on the images without noise."""
+        if guarantee.excludes:
+            self._budget.outside(without_noise(guarantee.excludes))
 
     def _phase_one(self, data: TrainingData, labelled: tuple[str, ...]) -> EncoderResult:
         self.observer.on_stage("phase 1: the encoder")
         settings, runtime = self.settings, self.settings.runtime
-        plan = self._plan(settings.encoder)
         job = EncoderJob(
             data=TrainingData.of(self.opened.table, data.rows, labelled),
             network=self.network,
             config=settings.encoder,
-            plan=plan,
+            plan=self._plan(settings.encoder, part="encoder"),
             surrogate_head=settings.dp.surrogate,
             seed=settings.seed,
             device=runtime.device,
             threads=runtime.threads,
+            workers=runtime.encoder_workers,
+            restarts=runtime.restarts,
+            checkpoints=self.folder.checkpoints("encoder", identity=self.opened.table.fingerprint),
+            checkpoint_steps=runtime.checkpoint_steps,
         )
+        progress, note = self.observer.on_encoder_progress, self.observer.on_stage
         if runtime.engine == "process":
-            return train_encoder_here(job, progress=self.observer.on_encoder_progress)
-        return train_encoder(
-            job,
-            storage=runtime.storage_path / "train",
-            name=f"encoder-{self.tracker.run_id}",
-            progress=self.observer.on_encoder_progress,
-        )
+            result = train_encoder_here(job, progress=progress, note=note)
+        else:
+            name = f"encoder-{self.tracker.run_id}"
+            result = train_encoder(job, storage=runtime.storage_path / "train", name=name, progress=progress, note=note)
+        self._budget.release("encoder")
+        return result
 
     def _session_plan(
         self,
@@ -211,9 +228,8 @@ class TrainRun:
 
     def _session(self, plan: SessionPlan) -> SessionResult:
         self.observer.on_stage("phase 2: the tasks")
-        return run_session(
-            plan, self.settings.runtime, self.observer, checkpoint=self.checkpoint, resume=self.settings.resume
-        )
+        checkpoints = self.folder.checkpoints("session", identity=plan.data.fingerprint)
+        return run_session(plan, self.settings.runtime, self.observer, checkpoints=checkpoints)
 
     def _guarantee(self, accounted: Mapping[str, Any] | None) -> Guarantee:
         """From what the accountant really counted."""
@@ -234,7 +250,12 @@ class TrainRun:
         )
 
     def _publish_encoder(self, weights: Mapping[str, Tensor], guarantee: Guarantee) -> EncoderRecord:
+        """Once, however often the run was interrupted."""
         self.observer.on_stage("publishing")
+        self._leave_out(guarantee)
+        before = [r for r in self.catalog.encoders() if self.folder.published_here(r.run_id)]
+        if before:
+            return before[-1]
         record = encoder_record(
             settings=self.settings.data,
             private=self.settings.private,
@@ -273,14 +294,15 @@ class TrainRun:
             guarantee=guarantee,
         )
 
-    def _publish(
-        self,
-        encoder: EncoderRecord,
-        entries: Sequence[TaskEntry],
-        guarantee: Guarantee,
-        session: SessionResult | None,
-    ) -> TrainOutcome:
-        """Of an encoder that nobody else can know yet."""
+    def _publish(self, encoder: EncoderRecord, entries: Sequence[TaskEntry]) -> Sequence[TaskRecord]:
+        """Tasks that belong to the encoder from the beginning: nobody else can have known it."""
+        names = tuple(entry.spec.name for entry in entries)
+        if done := self._published_before(self.catalog.tasks(encoder.version), names):
+            return done
         self.observer.on_stage("publishing")
-        records = self.catalog.publish_tasks(encoder.version, entries, expected=frozenset())
-        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
+        return self.catalog.publish_tasks(encoder.version, entries, expected=frozenset()) if entries else ()
+
+    def _published_before(self, published: Mapping[str, TaskRecord], tasks: Sequence[str]) -> tuple[TaskRecord, ...]:
+        """These tasks, if an earlier process of this very run published them before it died."""
+        mine = [published[t] for t in tasks if t in published and self.folder.published_here(published[t].run_id)]
+        return tuple(mine) if len(mine) == len(tasks) else ()

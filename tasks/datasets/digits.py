@@ -14,7 +14,7 @@ from PIL import Image
 
 from tasks.datasets.decoding import resize
 from tasks.datasets.options import DatasetOptions
-from tasks.datasets.table import ImageArray, ImageTable, LabelArray, Normalisation
+from tasks.datasets.table import ImageArray, ImageTable, LabelArray, Normalisation, image_set
 from tasks.errors import ConfigError, UnknownNameError
 from tasks.spec import TaskSpec
 
@@ -55,6 +55,7 @@ def open_digits(*, image_size: int, options: DatasetOptions) -> ImageTable:
         labels={name: labels[name] for name in chosen},
         specs={name: TASKS[name] for name in chosen},
         fingerprint=hashlib.sha256(b"digits" + grey.tobytes() + digit.astype("<i8").tobytes()).hexdigest(),
+        image_set=image_set(hashlib.sha256(scan.tobytes()).digest() for scan in grey),
         normalisation=HALF,
     )
 

@@ -22,7 +22,7 @@ from tasks.datasets.columns import LabelColumn, build_tasks, encode_column, fing
 from tasks.datasets.decoding import decode_image
 from tasks.datasets.options import DatasetOptions
 from tasks.datasets.parquet_file import IMAGE, Layout, find_file, parquet_errors
-from tasks.datasets.table import IMAGENET, ImageArray, ImageTable
+from tasks.datasets.table import IMAGENET, ImageArray, ImageTable, image_set
 from tasks.errors import DataError
 
 _BATCH_ROWS = 256
@@ -58,6 +58,7 @@ class _Content:
     skipped: list[str] = field(default_factory=list)
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     """Of the encoded images, each with its length in front."""
+    image_digests: list[bytes] = field(default_factory=list)
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -108,6 +109,7 @@ def _keep(
     content.images[len(content.rows)] = pixels
     content.rows.append(row)
     content.digest.update(len(data).to_bytes(8, "little") + data)
+    content.image_digests.append(hashlib.sha256(data).digest())
     return True
 
 
@@ -155,6 +157,7 @@ def _table(
         specs=tasks.specs,
         unusable=tasks.unusable,
         fingerprint=fingerprint(content.digest.digest(), columns),
+        image_set=image_set(content.image_digests),
         normalisation=IMAGENET,
         flip=bool(options.flip),
         groups=_groups(columns, options.group_by, content.row_numbers, file),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,11 @@ IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What the paper uses for CelebA and StateFarm."""
 
 
+def image_set(digests: Iterable[bytes]) -> str:
+    """SHA-256, in hex, of a set of images by their digests: the same for any order, and for copies of an image."""
+    return hashlib.sha256(b"".join(sorted(set(digests)))).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTable:
     """A data set in memory. It belongs to the producer and never leaves its trust domain."""
@@ -40,6 +46,8 @@ class ImageTable:
     """Task name to what it is; every spec's target is a key of ``labels``."""
     fingerprint: str
     """Of the content: the same images and labels under another file name have the same one."""
+    image_set: str
+    """Of the images alone, in any order: what a privacy budget belongs to, whatever labels come with them."""
     normalisation: Normalisation = IMAGENET
     flip: bool = False
     """Whether a horizontally mirrored image means the same for every task."""

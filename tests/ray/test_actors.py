@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 
 from orchestrator.checkpoint import weights_hash
 from orchestrator.errors import NonFiniteLossError, PartyLostError, ProtocolError
+from orchestrator.runs import phase_two
 from orchestrator.runs.observer import SilentObserver
 from orchestrator.runs.opening import open_parties
 from orchestrator.runs.phase_two import run_session
@@ -68,6 +70,39 @@ def test_a_party_that_is_killed_is_reported_as_lost(tiny_plan):
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(PartyLostError, match=f"consumer of task {victim.task!r} died"):
             victim.public_key().result()
+
+
+class Killer(SilentObserver):
+    """Kills the process of one party when a step was applied."""
+
+    def __init__(self, plan, who: str, step: int) -> None:
+        self.plan, self.who, self.step, self.told = plan, who, step, []
+
+    def on_stage(self, title: str) -> None:
+        self.told.append(title)
+
+    def on_step(self, report) -> None:
+        if report.step == self.step and not self.told:
+            os.kill(self.pids[self.who], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("who", ["producer", "left"])
+def test_a_party_that_is_killed_is_started_again_and_nothing_changes_in_the_end(tiny_plan, who, monkeypatch):
+    undisturbed = run_session(tiny_plan, HERE, SilentObserver())
+    killer = Killer(tiny_plan, who, step=4)
+
+    @contextmanager
+    def watched(plan, runtime):
+        with open_parties(plan, runtime) as (producer, consumers):
+            killer.pids = {"producer": producer.process_id(), **{c.task: c.process_id() for c in consumers}}
+            yield producer, consumers
+
+    monkeypatch.setattr(phase_two, "open_parties", watched)
+    disturbed = run_session(tiny_plan, RAY, killer)
+    assert any("going on from step" in line for line in killer.told)
+    assert weights_hash(disturbed.weights) == weights_hash(undisturbed.weights)
+    assert [e.losses for e in disturbed.epochs] == [pytest.approx(e.losses, abs=1e-6) for e in undisturbed.epochs]
+    assert disturbed.test == undisturbed.test
 
 
 def test_closing_ends_every_process_of_the_session(tiny_plan):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 
 import pytest
+import torch
 from tiny import TINY_NETWORK, tiny_training_data
 
 from orchestrator.checkpoint import weights_hash
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.encoder_training import EncoderTrainingConfig, make_plan
 from orchestrator.errors import NonFiniteLossError
 from orchestrator.privacy.dp import DpConfig
+from orchestrator.privacy.ledger import Ledger, LedgerCharge, Mechanism
 from orchestrator.train_job import EncoderJob, train_encoder, train_encoder_here
 
 pytestmark = [
@@ -42,13 +47,62 @@ def test_ray_train_gives_the_weights_and_the_epsilon_of_one_process(tmp_path):
         job(),
         storage=tmp_path,
         name="same",
-        progress=lambda step, total, epoch: seen.append((step, total, epoch.epoch)),
+        progress=lambda step, total, epoch: seen.append((step, total, epoch and epoch.epoch)),
     )
     here = train_encoder_here(job())
     assert weights_hash(dict(on_ray.encoder)) == weights_hash(dict(here.encoder))
     assert on_ray.steps == here.steps
-    assert seen == [(4, 8, 1), (8, 8, 2)]
+    assert seen == [(n, 8, {4: 1, 8: 2}.get(n)) for n in range(1, 9)]
     assert on_ray.accountant["history"] == here.accountant["history"]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_two_workers_share_the_batches_and_give_the_weights_and_the_epsilon_of_one(tmp_path, private):
+    base = job() if private else dataclasses.replace(job(), plan=None)
+    alone = train_encoder_here(base)
+    shared = train_encoder(dataclasses.replace(base, workers=2), storage=tmp_path, name="shared")
+    for name, value in alone.encoder.items():
+        torch.testing.assert_close(shared.encoder[name], value, rtol=1e-4, atol=1e-6)
+    assert shared.steps == alone.steps
+    assert shared.accountant == alone.accountant
+    if private:
+        assert shared.accountant["history"][0][2] == 8
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed_takes_the_same_steps_again(tmp_path, workers):
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        base = job()
+        mechanism = Mechanism(noise_multiplier=base.plan.noise_multiplier, sample_rate=base.plan.sample_rate, steps=8)
+        number = ledger.reserve(
+            "a", "tiny", mechanism, run="r", part="encoder", mode="whole", delta=1e-3, secret=base.plan.secret_seed
+        )
+        charge, marker = LedgerCharge(tmp_path / "ledger.db", number), tmp_path / "died"
+
+        def deadly(step: int) -> None:
+            """Kills its process once, after step 6 was charged and before it is applied."""
+            charge(step)
+            if step == 6 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        mortal = dataclasses.replace(
+            base,
+            plan=dataclasses.replace(base.plan, charge=deadly),
+            workers=workers,
+            checkpoints=Checkpoints(folder=tmp_path / "encoder", kind="encoder", identity="r"),
+            checkpoint_steps=3,
+        )
+        told: list[str] = []
+        disturbed = train_encoder(mortal, storage=tmp_path / "train", name="mortal", note=told.append)
+        (entry,) = ledger.account("tiny").entries
+    assert marker.exists()
+    assert told == ["the encoder's training goes on after step 4"]
+    alone = train_encoder_here(base)
+    for name, value in alone.encoder.items():
+        torch.testing.assert_close(disturbed.encoder[name], value, rtol=1e-4, atol=1e-6)
+    assert disturbed.accountant == alone.accountant
+    assert entry.charged == 8, "steps that are done again are not charged again"
 
 
 def test_a_training_that_diverges_ends_the_job_with_its_own_error(tmp_path):

@@ -11,7 +11,7 @@ from tiny import TINY_NETWORK, tiny_training_data
 
 from orchestrator.assembly import SessionPlan, build_producer
 from orchestrator.checkpoint import weights_hash
-from orchestrator.errors import NonFiniteLossError, ProtocolError, UnknownNameError
+from orchestrator.errors import NonFiniteLossError, PartyLostError, ProtocolError, UnknownNameError
 from orchestrator.local import LocalConsumer, LocalProducer
 from orchestrator.network import FeatureNetwork
 from orchestrator.ports import Ready
@@ -155,6 +155,100 @@ def test_an_interrupted_session_goes_on_to_the_same_end(tiny_plan):
     last = resumed.run()[-1]
     assert last.losses == reports[-1].losses
     assert weights_hash(resumed.producer.weights()) == weights_hash(undisturbed.producer.weights())
+
+
+class Mortal:
+    """A party that dies at one call, before or after doing it, and comes back as it was at its start."""
+
+    def __init__(self, build, method: str, at: int, *, after: bool = False) -> None:
+        self._build, self._party = build, build()
+        self._method, self._left, self._after = method, at, after
+        self._dead = False
+        self.deaths = 0
+
+    def __getattr__(self, name: str):
+        def call(*arguments):
+            if self._dead:
+                raise PartyLostError("it is dead")
+            value = getattr(self._party, name)
+            value = value(*arguments) if callable(value) else value
+            if name == self._method:
+                self._left -= 1
+                if self._left == 0:
+                    self._dead, self.deaths = True, self.deaths + 1
+                    if not self._after:
+                        raise PartyLostError("it died")
+            return value
+
+        return call if name not in {"task"} else getattr(self._party, name)
+
+    def revive(self) -> None:
+        if self._dead:
+            self._dead, self._party = False, self._build()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before its answer", "after its answer"])
+@pytest.mark.parametrize(
+    ("who", "method", "at"),
+    [
+        *(("producer", method, at) for method, at in (("features", 2), ("learn", 5), ("state_dict", 2))),
+        *(("producer", method, 1) for method in ("seal_labels", "weights", "state_dict")),
+        *(("left", method, at) for method, at in (("learn", 1), ("learn", 4), ("state_dict", 2), ("head", 1))),
+        ("left", "evaluate", 2),
+    ],
+)
+def test_a_party_that_dies_anywhere_changes_nothing_in_the_end(tiny_plan, who, method, at, after):
+    def open_mortal(victim):
+        producer = LocalProducer(tiny_plan)
+        offers = producer.offers()
+
+        def consumer(task):
+            return LocalConsumer(offers[task], tiny_plan.consumer_config(task))
+
+        mortal = None
+        if victim == "producer":
+            mortal = producer = Mortal(lambda: LocalProducer(tiny_plan), method, at, after=after)
+        consumers = [consumer(t) for t in offers]
+        if victim in offers:
+            mortal = Mortal(lambda: consumer(victim), method, at, after=after)
+            consumers = [mortal if t == victim else consumer(t) for t in offers]
+        session = Session(
+            producer,
+            consumers,
+            steps_per_epoch=tiny_plan.steps_per_epoch,
+            epochs=tiny_plan.config.epochs,
+            keep_every=2,
+        )
+        session.start()
+        reports = session.run()
+        return reports, session.finish(), mortal
+
+    undisturbed, expected, _ = open_mortal(None)
+    reports, outcome, mortal = open_mortal(who)
+    assert mortal.deaths == 1
+    assert reports == undisturbed
+    assert weights_hash(outcome.weights) == weights_hash(expected.weights)
+    assert outcome.test == expected.test
+    for task, head in expected.heads.items():
+        for name, value in head.state.items():
+            np.testing.assert_array_equal(outcome.heads[task].state[name], value)
+
+
+def test_a_party_that_dies_again_and_again_ends_the_session(tiny_plan):
+    class Doomed(LocalProducer):
+        deaths = 0
+
+        def learn(self, step, gradients):
+            Doomed.deaths += 1
+            raise PartyLostError("it died again")
+
+    producer = Doomed(tiny_plan)
+    consumers = [LocalConsumer(producer.offers()[t], tiny_plan.consumer_config(t)) for t in producer.offers()]
+    session = Session(producer, consumers, steps_per_epoch=tiny_plan.steps_per_epoch, epochs=1, recoveries=2)
+    session.start()
+    with pytest.raises(PartyLostError, match="again"):
+        session.run()
+    assert Doomed.deaths == 3
 
 
 def test_a_gradient_that_is_not_finite_is_refused_before_anything_changes(tiny_plan):

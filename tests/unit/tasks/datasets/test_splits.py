@@ -190,6 +190,7 @@ def table(labels, groups=None):
         labels={"pose": np.asarray(labels)},
         specs={"pose": TaskSpec(name="pose", target="pose", classes=("left", "right", "up"))},
         fingerprint="",
+        image_set="",
         groups=groups,
     )
 
@@ -224,6 +225,7 @@ def test_many_missing_classes_are_counted_and_not_all_listed():
         labels={"person": np.zeros(1000, np.int64)},
         specs={"person": TaskSpec(name="person", target="person", classes=classes)},
         fingerprint="",
+        image_set="",
     )
     with pytest.raises(DataError, match=r"class 'p01', 'p02', 'p03', 'p04', 'p05' and 44 more \(of 50 classes\)"):
         check_labels(people, splits, ["person"])

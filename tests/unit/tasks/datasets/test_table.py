@@ -13,6 +13,7 @@ def table(**changes):
         "labels": {"Pose": np.array([0, 1, 0])},
         "specs": {"pose": TaskSpec(name="pose", target="Pose", classes=("left", "right"))},
         "fingerprint": "",
+        "image_set": "",
         "unusable": {"age": "column 'age' has one class ('old')"},
     }
     return ImageTable(**content | changes)
