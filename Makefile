@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := $(CURDIR)/demo
 PACKAGES := orchestrator tasks pipelines serve
 
-.PHONY: install demo test test-slow check bench clean
+.PHONY: install demo test test-slow kill-matrix check bench clean
 
 install: $(STAMP)
 
@@ -29,6 +29,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+kill-matrix: install
+	$(BIN)/python tests/end_to_end/kill_matrix.py
 
 check: install
 	$(BIN)/ruff check .

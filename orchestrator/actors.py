@@ -77,12 +77,19 @@ class RayPending:
                 raise PartyLostError(f"a party that {self._party} waited for died: {first_line(lost)}") from error
             raise
         except _LOSSES as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                raise PartyLostError(f"{self._party} could not begin: {last_line(error)}") from error
             raise PartyLostError(f"{self._party} died: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
     """The first line of a message that may hold a whole remote traceback."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of such a message: of a remote traceback, it is what was raised there."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _our_error(error: BaseException | None) -> MetaMorphosisError | None:
@@ -148,8 +155,11 @@ class _ProducerActor:
         self._producer.load_state_dict(tensor_state(state))
 
     def _one_by_one(self, batches: Mapping[str, FeatureBatch]) -> Any:
-        """Each task's batch as an object of its own, so that a consumer can be given its own and no other."""
-        values = [batches[task] for task in self._tasks]
+        """Each task's batch as an object of its own, so that a consumer can be given its own and no other.
+
+        Ray has to be told beforehand how many there are: None stands for that of a task in quarantine.
+        """
+        values = [batches.get(task) for task in self._tasks]
         return values if len(values) > 1 else values[0]
 
 

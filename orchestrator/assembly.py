@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from orchestrator.checkpoint import weights_hash
 from orchestrator.consumer import ConsumerConfig
-from orchestrator.encoder_training import batch_sampler, build_update
 from orchestrator.errors import ConfigError
 from orchestrator.feature_cache import FeatureCache
+from orchestrator.guard import GradientGuard, GuardConfig
 from orchestrator.inputs import CachedInputs, ImageInputs, Rows
 from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.network import FeatureNetwork, NetworkConfig, freeze, pick_device
@@ -25,6 +25,7 @@ from orchestrator.privacy.dissimilarity import Dissimilarity, DissimilarityConfi
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.producer import InputSource, Producer, build_offers
 from orchestrator.sampling import derive_seed
+from orchestrator.updates import batch_sampler, build_update
 from tasks.datasets.table import ImageTable, Normalisation
 from tasks.spec import TaskSpec
 
@@ -45,6 +46,8 @@ class SessionConfig:
     """AdamW's decoupled weight decay."""
     schedule: str = "cosine"
     """cosine: falls to zero over the training; constant: the paper's."""
+    guard: bool = True
+    """Put a task into quarantine, and go on with the others, if its tenant returns what is no gradient of the task."""
     conflict_epochs: int = 2
     """Further epochs when somebody else published a task meanwhile: the new pair is trained apart before publishing."""
 
@@ -112,6 +115,8 @@ class SessionPlan:
     """Whether E is fixed, so that its features come from the cache."""
     fixed_modules: Mapping[str, tuple[ModuleConfig, Weights]] = field(default_factory=dict, repr=False)
     """Modules of earlier tasks and of the private branch: they are kept apart from, and never changed."""
+    modules: Mapping[str, Weights] | None = field(default=None, repr=False)
+    """Weights of the modules of this session's own tasks, where they are trained already and only heads are to be."""
     dp: DpPlan | None = None
     """Clips and noises E and every g_i in this session (input obfuscation with live consumers)."""
     cache_root: Path | None = None
@@ -180,10 +185,17 @@ def build_producer(plan: SessionPlan) -> Producer:
     if plan.frozen:
         freeze(encoder)
         if plan.use_cache:
-            live, source = None, cached_inputs(plan, encoder.to(device), device)
+            live, source = (
+                None,
+                cached_inputs(data, encoder.to(device), device, cache_root=plan.cache_root, seed=plan.seed),
+            )
     modules = plan.network.build_modules(data.specs, size, seed=plan.seed)
+    for task, weights in (plan.modules or {}).items():
+        modules[task].load_state_dict(dict(weights))
+        freeze(modules[task])
     network = FeatureNetwork(live, modules).to(device)
     accountant = plan.dp.accountant() if plan.dp else None
+    sampler = batch_sampler(plan.dp, n=len(data.rows["train"]), batch_size=plan.config.batch_size, seed=plan.seed)
     return Producer(
         offers=build_offers(
             specs=data.specs,
@@ -194,15 +206,16 @@ def build_producer(plan: SessionPlan) -> Producer:
         ),
         source=source,
         network=network,
-        fixed_network=_fixed_network(plan, live, device),
-        update=build_update(network, plan.config.optimiser, plan=plan.dp, accountant=accountant),
-        sampler=batch_sampler(plan.dp, n=len(data.rows["train"]), batch_size=plan.config.batch_size, seed=plan.seed),
+        fixed_network=fixed_network(plan.fixed_modules, live, device),
+        update=build_update(network, plan.config.optimiser, plan=plan.dp, accountant=accountant, sampler=sampler),
+        sampler=sampler,
         total_steps=plan.total_steps,
         optimiser=plan.config.optimiser,
         dissimilarity=Dissimilarity(plan.dissimilarity),
         labels=data.labels,
         accountant=accountant,
         delta=plan.dp.delta if plan.dp else 0.0,
+        guard=GradientGuard(GuardConfig()) if plan.config.guard else None,
     )
 
 
@@ -211,11 +224,13 @@ def cache_key(encoder: nn.Module, *, fingerprint: str, image_size: int) -> str:
     return f"{weights_hash(encoder.state_dict())[:16]}-{fingerprint[:16]}-{image_size}"
 
 
-def cached_inputs(plan: SessionPlan, encoder: nn.Module, device: torch.device) -> CachedInputs:
+def cached_inputs(
+    data: TrainingData, encoder: nn.Module, device: torch.device, *, cache_root: Path | None, seed: int
+) -> CachedInputs:
     """The frozen encoder's features of the whole table, computed now or found in the cache."""
-    if plan.cache_root is None:
+    if cache_root is None:
         raise ConfigError("a session on a frozen encoder needs a folder for the feature cache")
-    cache, data = FeatureCache(plan.cache_root), plan.data
+    cache = FeatureCache(cache_root)
     key = cache_key(encoder, fingerprint=data.fingerprint, image_size=data.image_size)
 
     def features(*, mirrored: bool) -> NDArray[np.float16]:
@@ -224,15 +239,17 @@ def cached_inputs(plan: SessionPlan, encoder: nn.Module, device: torch.device) -
         )
 
     mirrored = features(mirrored=True) if data.flip else None
-    return CachedInputs(features(mirrored=False), mirrored, data.rows, seed=plan.seed, device=device)
+    return CachedInputs(features(mirrored=False), mirrored, data.rows, seed=seed, device=device)
 
 
-def _fixed_network(plan: SessionPlan, encoder: nn.Module | None, device: torch.device) -> nn.Module | None:
-    """The modules that are kept apart from, behind the same input as the trainable ones."""
-    if not plan.fixed_modules:
+def fixed_network(
+    fixed: Mapping[str, tuple[ModuleConfig, Weights]], encoder: nn.Module | None, device: torch.device
+) -> nn.Module | None:
+    """The modules that are kept apart from, behind the same input as the trainable ones; None if there are none."""
+    if not fixed:
         return None
     modules = {}
-    for task, (config, state) in plan.fixed_modules.items():
+    for task, (config, state) in fixed.items():
         modules[task] = build_module(config, seed=0)
         modules[task].load_state_dict(dict(state))
     return freeze(FeatureNetwork(encoder, modules).to(device))

@@ -140,7 +140,8 @@ class PublicationFiles:
 
     def source(self, publication: Publication, part: str) -> str:
         """Where MLflow finds one network's files."""
-        return f"{self._client.get_run(publication.run_id).info.artifact_uri}/{part}"
+        with store_errors(self._uri):
+            return f"{self._client.get_run(publication.run_id).info.artifact_uri}/{part}"
 
     @cached_property
     def _experiment_id(self) -> str:

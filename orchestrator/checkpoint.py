@@ -102,6 +102,11 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _tensors(path, data), config
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file. Raises `CheckpointError`."""
+    return _tensors(path, _read(path))
+
+
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over sorted names, dtypes, shapes and values: equal weights have equal hashes, on any device."""
     digest = hashlib.sha256()

@@ -3,7 +3,11 @@
 Which part of the network is clipped and noised depends on the mode (docs/architecture.md, "What DP covers"):
 
     surrogate_then_freeze   E and a small surrogate head, jointly; the surrogate is thrown away, E is released
+    surrogate_dp_modules    the same here; `orchestrator.module_training` goes on with the modules
     whole                   E, g and M, jointly
+    two_budget              E, g and M; M is clipped and noised apart from the rest
+    public_head             E and g; M is trained beside them on public images alone
+    frozen_head             E and g; M stays as it was at the start
     encoder_only_paper      E and g; M is trained beside them without noise, and nothing is guaranteed
     no plan                 nothing
 """
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -20,14 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError, NonFiniteLossError
-from orchestrator.inputs import ImageInputs
-from orchestrator.network import FeatureNetwork, LogitNetwork, NetworkConfig, cpu_state, trainable
-from orchestrator.optimisation import OptimiserConfig, PlainUpdate, Update, restore, set_learning_rate, snapshot
+from orchestrator.inputs import EVERY
+from orchestrator.network import FeatureNetwork, LogitNetwork, Networks, cpu_state, freeze, trainable
+from orchestrator.optimisation import OptimiserConfig, Update, restore, set_learning_rate, snapshot
 from orchestrator.privacy.accounting import Accountant
-from orchestrator.privacy.dp import DpConfig
+from orchestrator.privacy.coupling import refuse_coupled
 from orchestrator.privacy.plan import DpPlan
-from orchestrator.sampling import BatchSampler, PoissonBatches, ShuffledBatches, derive_seed
+from orchestrator.sampling import ShuffledBatches, derive_seed
 from orchestrator.shard import WHOLE, Shard
+from orchestrator.updates import batch_sampler, build_update
 from tasks.losses import loss_function
 from tasks.metrics import compute_metrics
 from tasks.spec import TaskSpec
@@ -83,6 +88,38 @@ class EncoderResult:
     steps: int
 
 
+SURROGATE: Final = frozenset({"surrogate_then_freeze", "surrogate_dp_modules"})
+"""Modes in which a stand-in takes the place of module and head, and is thrown away."""
+_CUT_BEFORE_HEAD: Final = frozenset({"encoder_only_paper", "public_head", "frozen_head"})
+"""Modes in which the heads are outside what is clipped and noised."""
+
+
+class TrainingInputs(Protocol):
+    """What phase 1 is fed with; see `orchestrator.inputs`."""
+
+    def size(self, subset: str) -> int:
+        """How many examples the subset has."""
+        ...
+
+    def training(self, step: int, ids: NDArray[np.int64], part: slice = EVERY) -> Tensor:
+        """One training batch, or a part of it."""
+        ...
+
+    def subset(self, subset: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a subset, as they are."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicExamples:
+    """What the heads of public_head learn from: nobody has to protect it."""
+
+    inputs: TrainingInputs
+    """Its training subset is all of it."""
+    labels: Mapping[str, NDArray[np.int64]]
+    """Task to labels."""
+
+
 class EncoderTraining:
     """One phase-1 training, in this process. `orchestrator.train_job` runs it on a cluster."""
 
@@ -92,48 +129,88 @@ class EncoderTraining:
         config: EncoderTrainingConfig,
         plan: DpPlan | None,
         surrogate_head: str = "linear",
-        network: NetworkConfig,
+        network: Networks,
         image_size: int,
         specs: Mapping[str, TaskSpec],
-        inputs: ImageInputs,
+        inputs: TrainingInputs,
         labels: Mapping[str, Mapping[str, NDArray[np.int64]]],
         seed: int,
         device: torch.device | None = None,
         shard: Shard = WHOLE,
+        public: PublicExamples | None = None,
+        head_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """``public`` and ``head_weights`` are for the modes public_head and frozen_head."""
         self.config, self.specs, self.inputs, self.labels = config, dict(specs), inputs, labels
-        self.shard = shard
+        self.shard, self._public = shard, public
         self.plan, self.mode = plan, plan.mode if plan else "none"
         self.sampler = batch_sampler(plan, n=inputs.size("train"), batch_size=config.batch_size, seed=seed)
-        outputs = {task: spec.n_outputs for task, spec in self.specs.items()}
-        self.encoder = network.build_encoder(seed=seed)
-        surrogate = self.mode == "surrogate_then_freeze"
-        modules = {} if surrogate else network.build_modules(outputs, image_size, seed=seed)
-        kind = surrogate_head if surrogate else None
-        self.modules, self.heads = modules, network.build_heads(outputs, image_size, seed=seed, kind=kind)
-        if surrogate:
-            modules = {task: nn.Identity() for task in outputs}
-        features = FeatureNetwork(self.encoder, modules)
-        self.logits = LogitNetwork(features, self.heads)
-        if device is not None:
-            self.logits.to(device)
+        self._losses = {task: loss_function(spec.loss) for task, spec in self.specs.items()}
         self._device = device or torch.device("cpu")
-        self._open_heads = self.mode == "encoder_only_paper"
-        self._network: nn.Module = features if self._open_heads else self.logits
+        self.logits = self._build(network, image_size, seed=seed, surrogate=surrogate_head).to(self._device)
+        self._load_heads(head_weights)
+        self._heads_apart = self.mode in _CUT_BEFORE_HEAD
+        self._network: nn.Module = self.logits.features if self._heads_apart else self.logits
         optimiser = config.optimiser
-        self._head_optimizer = optimiser.build(trainable(self.logits.heads)) if self._open_heads else None
+        learns = self._heads_apart and self.mode != "frozen_head"
+        self._head_optimizer = optimiser.build(trainable(self.logits.heads)) if learns else None
+        self._public_sampler = self._sample_public(seed)
         self.accountant = self.plan.accountant() if self.plan else None
+        if self.plan is not None:
+            self._refuse_coupled()
         self._update: Update = build_update(
             self._network,
             optimiser,
             plan=self.plan,
             accountant=self.accountant,
+            sampler=self.sampler,
             head_path=self.logits.heads,
             shard=shard,
         )
-        self._losses = {task: loss_function(spec.loss) for task, spec in self.specs.items()}
         self.step = 0
         self._seen: list[dict[str, float]] = []
+
+    def _build(self, network: Networks, image_size: int, *, seed: int, surrogate: str) -> LogitNetwork:
+        outputs = {task: spec.n_outputs for task, spec in self.specs.items()}
+        self.encoder: nn.Module = network.build_encoder(seed=seed)
+        self.modules = {} if self._surrogate else network.build_modules(outputs, image_size, seed=seed)
+        kind = surrogate if self._surrogate else None
+        self.heads = network.build_heads(outputs, image_size, seed=seed, kind=kind)
+        branches = {task: nn.Identity() for task in outputs} if self._surrogate else self.modules
+        return LogitNetwork(FeatureNetwork(self.encoder, branches), self.heads)
+
+    @property
+    def _surrogate(self) -> bool:
+        return self.mode in SURROGATE
+
+    def _load_heads(self, weights: Mapping[str, Tensor] | None) -> None:
+        if self.mode != "frozen_head":
+            return
+        for task, head in self.heads.items():
+            if weights is not None:
+                try:
+                    head.load_state_dict(dict(weights))
+                except RuntimeError as error:
+                    raise ConfigError(f"--head-weights is no head for {task!r}: {error}") from error
+            freeze(head)
+
+    def _sample_public(self, seed: int) -> ShuffledBatches | None:
+        if self.mode != "public_head":
+            return None
+        if self._public is None:
+            raise ConfigError("the mode public_head needs public examples")
+        n = self._public.inputs.size("train")
+        return ShuffledBatches(n, batch_size=self.config.batch_size, seed=derive_seed(seed, "public"))
+
+    def _refuse_coupled(self) -> None:
+        """A loss that looks at more than one image at a time cannot be made private by clipping image by image."""
+        for task, spec in self.specs.items():
+            n, loss = spec.n_outputs, self._losses[task]
+            refuse_coupled(
+                f"the loss {spec.loss!r} of {task!r}",
+                lambda logits, n=n, loss=loss: loss(logits, torch.arange(len(logits)) % n).mean(),  # type: ignore[misc]
+                (n,),
+            )
 
     @property
     def total_steps(self) -> int:
@@ -142,8 +219,11 @@ class EncoderTraining:
 
     @property
     def epsilon_spent(self) -> float:
-        """What has been accounted so far; 0.0 without DP."""
-        return self.accountant.epsilon(self.plan.delta) if self.accountant and self.plan else 0.0
+        """What has been accounted so far, with what this training builds on; 0.0 without DP."""
+        if self.accountant is None or self.plan is None:
+            return 0.0
+        together = Accountant.of(self.accountant.kind, self.plan.before, self.accountant.history)
+        return together.epsilon(self.plan.delta)
 
     def run_epoch(self) -> EncoderEpoch:
         """The steps to the end of the epoch, then the validation metrics."""
@@ -172,16 +252,22 @@ class EncoderTraining:
         """
         ids = self.sampler.ids(self.step)
         part = self.shard.part
+        self._learn_from_public()
         set_learning_rate(self._update.optimizer, self.config.optimiser.learning_rate(self.step, self.total_steps))
         self._network.train()
-        outputs = self._update.forward(self.inputs.training(self.step, ids, part))
+        outputs = self._forward(self.inputs.training(self.step, ids, part))
         cut, losses = self._cut_gradients(outputs, ids[part], of=len(ids))
         self._update.step(list(outputs.values()), [cut[task] for task in outputs])
         self.step += 1
         if len(ids):
-            losses = self.shard.sum_numbers({task: losses.get(task, 0.0) * len(ids[part]) / len(ids) for task in cut})
+            losses = self.shard.sum_numbers(
+                {task: losses.get(task, 0.0) * len(ids[part]) / len(ids) for task in self.specs}
+            )
             self._seen.append(losses)
         return losses
+
+    def _forward(self, x: Tensor) -> Mapping[str, Tensor]:
+        return self._update.forward(x)
 
     def evaluate(self, subset: str) -> dict[str, dict[str, float]]:
         """The metrics of every task on one subset."""
@@ -200,11 +286,10 @@ class EncoderTraining:
 
     def result(self) -> EncoderResult:
         """Weights as they are now. The surrogate's are left out: nothing is to be built on it."""
-        surrogate = self.mode == "surrogate_then_freeze"
         return EncoderResult(
             encoder=cpu_state(self.encoder),
             modules={task: cpu_state(module) for task, module in self.modules.items()},
-            heads={} if surrogate else {task: cpu_state(head) for task, head in self.heads.items()},
+            heads={} if self._surrogate else {task: cpu_state(head) for task, head in self.heads.items()},
             test_metrics=self.evaluate("test"),
             accountant=self.accountant.state_dict() if self.accountant else None,
             steps=self.step,
@@ -240,13 +325,13 @@ class EncoderTraining:
         takes examples one by one, and over the whole batch's for a plain one, whose gradients are added up.
         """
         if len(ids) == 0:
-            if self._head_optimizer is not None and of:
+            if self._learns_openly and of:
                 self._step_heads(share=0.0)
             return {task: torch.zeros_like(z) for task, z in outputs.items()}, {}
         leaves = {task: z.detach().requires_grad_() for task, z in outputs.items()}
         losses = {}
         for task, leaf in leaves.items():
-            logits = self.heads[task](leaf) if self._open_heads else leaf
+            logits = self.heads[task](leaf) if self._heads_apart else leaf
             targets = torch.from_numpy(self.labels[task]["train"][ids]).to(self._device)
             losses[task] = self._losses[task](logits, targets).mean()
             if not torch.isfinite(losses[task]):
@@ -255,7 +340,7 @@ class EncoderTraining:
             self._head_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         share = len(ids) / of
-        if self._head_optimizer is not None:
+        if self._learns_openly:
             self._step_heads(share=share)
         weight = share if self.plan is None else 1.0
         cut = {
@@ -263,6 +348,27 @@ class EncoderTraining:
             for task, leaf in leaves.items()
         }
         return cut, {task: float(loss.detach()) for task, loss in losses.items()}
+
+    @property
+    def _learns_openly(self) -> bool:
+        """Whether the heads learn from the private images, without noise: the paper's way."""
+        return self._head_optimizer is not None and self._public is None
+
+    def _learn_from_public(self) -> None:
+        """One step of the heads of public_head, on public images seen through E and g as they are."""
+        if self._public is None or self._public_sampler is None:
+            return
+        ids = self._public_sampler.ids(self.step)
+        with torch.no_grad():
+            features = self.logits.features(self._public.inputs.training(self.step, ids))
+        for task, z in features.items():
+            targets = torch.from_numpy(self._public.labels[task][ids]).to(self._device)
+            loss = self._losses[task](self.heads[task](z), targets).mean()
+            gradients = torch.autograd.grad(loss, trainable(self.heads[task]))
+            for parameter, gradient in zip(trainable(self.heads[task]), gradients, strict=True):
+                parameter.grad = gradient
+        assert self._head_optimizer is not None
+        self._head_optimizer.step()
 
     def _step_heads(self, *, share: float) -> None:
         """Update the open heads on the mean over the whole batch, of which this shard has ``share``."""
@@ -272,46 +378,3 @@ class EncoderTraining:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * share
         self.shard.sum([p.grad for p in heads if p.grad is not None])
         self._head_optimizer.step()
-
-
-def batch_sampler(plan: DpPlan | None, *, n: int, batch_size: int, seed: int) -> BatchSampler:
-    """Poisson with DP, shuffled without. The private one's batches are as secret as its noise."""
-    if plan is None:
-        return ShuffledBatches(n, batch_size=batch_size, seed=derive_seed(seed, "batches"))
-    return PoissonBatches(n, batch_size=min(batch_size, n), seed=plan.sampling_seed)
-
-
-def make_plan(dp: DpConfig, *, n_train: int, batch_size: int, epochs: int, secret: int | None = None) -> DpPlan | None:
-    """The mechanism of a training of so many epochs; None without an epsilon. For ``secret`` see `DpPlan.make`."""
-    if dp.epsilon is None:
-        return None
-    sampler = PoissonBatches(n_train, batch_size=min(batch_size, n_train), seed=0)
-    steps = sampler.steps_per_epoch * epochs
-    return DpPlan.make(dp, n_train=n_train, sample_rate=sampler.sample_rate, steps=steps, secret=secret)
-
-
-def build_update(
-    network: nn.Module,
-    optimiser: OptimiserConfig,
-    *,
-    plan: DpPlan | None,
-    accountant: Accountant | None,
-    head_path: nn.Module | None = None,
-    shard: Shard = WHOLE,
-) -> Update:
-    """Plain, or per-example clipped and noised where there is a plan. ``head_path`` is checked, not changed."""
-    parameters = optimiser.build(trainable(network)) if trainable(network) else _NoParameters()
-    if plan is None:
-        return PlainUpdate(network, parameters, shard=shard)
-    assert accountant is not None
-    return plan.private_step(network, parameters, accountant=accountant, head_path=head_path, shard=shard)
-
-
-class _NoParameters(torch.optim.Optimizer):
-    """Stands where nothing is trained (identity modules on a frozen encoder)."""
-
-    def __init__(self) -> None:
-        super().__init__([nn.Parameter(torch.zeros(1), requires_grad=False)], {})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Change nothing."""

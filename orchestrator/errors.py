@@ -14,6 +14,8 @@ MetaMorphosisError                  exit status 1
 ├── ProtocolError                   a party sent what the protocol does not allow
 ├── PartyLostError                  a party died or stopped answering
 ├── NonFiniteLossError              training diverged
+├── QuarantineError                 no task is left whose consumer may be listened to
+├── AuditError                      an audit measured what contradicts the claims
 ├── PublishConflictError            somebody else published first
 ├── LedgerError                     the privacy ledger cannot be read or written, or forbids the step
 └── CheckpointError                 a checkpoint is truncated, foreign or of another version
@@ -23,6 +25,7 @@ from tasks.errors import ConfigError, DataError, MetaMorphosisError, UnknownName
 
 __all__ = [
     "AlreadyPublishedError",
+    "AuditError",
     "BudgetExceededError",
     "CheckpointError",
     "ConfigError",
@@ -36,6 +39,7 @@ __all__ = [
     "PrivacyRefusal",
     "ProtocolError",
     "PublishConflictError",
+    "QuarantineError",
     "UnavailableError",
     "UnknownNameError",
     "UserError",
@@ -103,6 +107,25 @@ class NonFiniteLossError(MetaMorphosisError):
             f"the loss of task {self.task!r} is {self.loss} at step {self.step}; no task was published. "
             "Lower --lr or --omega, and check the images for constant or corrupt ones"
         )
+
+
+class QuarantineError(MetaMorphosisError):
+    """The guard has put every task of the session into quarantine."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        told = "; ".join(f"{task!r}: {reason}" for task, reason in self.reasons.items())
+        return (
+            f"no task was published, as all are in quarantine. {told}. "
+            "If these consumers can be trusted, lower --lr, or train with --no-guard"
+        )
+
+
+class AuditError(MetaMorphosisError):
+    """More was lost than is claimed, or a planted fault was not seen."""
 
 
 class PublishConflictError(MetaMorphosisError):

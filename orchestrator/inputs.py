@@ -79,12 +79,12 @@ class CachedInputs:
         """How many examples the subset has."""
         return len(self._rows[subset])
 
-    def training(self, step: int, ids: NDArray[np.int64]) -> Tensor:
-        """(B, C, H, W) of one training batch."""
-        rows = self._rows["train"][ids]
+    def training(self, step: int, ids: NDArray[np.int64], part: slice = EVERY) -> Tensor:
+        """(B, C, H, W) of one training batch, or of a part of it, whose images are those of the whole."""
+        rows = self._rows["train"][ids[part]]
         u = self._features[rows]
         if self._mirrored is not None:
-            chosen = mirrored_ids(self._seed, step, len(ids), flip=True)
+            chosen = mirrored_ids(self._seed, step, len(ids), flip=True)[part]
             u[chosen] = self._mirrored[rows[chosen]]
         return self._tensor(u)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,28 @@ class NetworkConfig:
         }
 
 
+class Networks(Protocol):
+    """Builds the networks of a training. `NetworkConfig` is the one that users choose from."""
+
+    def shape(self, image_size: int) -> tuple[int, ...]:
+        """Of one example's feature."""
+        ...
+
+    def build_encoder(self, *, seed: int) -> nn.Module:
+        """E, freshly initialised."""
+        ...
+
+    def build_modules(self, tasks: Iterable[str], image_size: int, *, seed: int) -> dict[str, nn.Module]:
+        """One g_i per task."""
+        ...
+
+    def build_heads(
+        self, outputs: Mapping[str, int], image_size: int, *, seed: int, kind: str | None = None
+    ) -> dict[str, nn.Module]:
+        """One M_i per task, from its number of outputs."""
+        ...
+
+
 class FeatureNetwork(nn.Module):
     """``x -> {task: z_i}`` with ``z_i = g_i(E(x))`` (MetaMorphosis, eq. 7).
 
@@ -102,6 +125,11 @@ _PREFIX = "task_"
 def named_modules(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
     """One submodule per task. The prefix keeps a task called ``keys`` or ``train`` from hiding a method."""
     return nn.ModuleDict({_PREFIX + task: module for task, module in modules.items()})
+
+
+def named_module(network: nn.Module, task: str) -> nn.Module:
+    """g_i in a `FeatureNetwork`."""
+    return network.get_submodule(f"branches.{_PREFIX}{task}")
 
 
 def task_of(name: str) -> str:

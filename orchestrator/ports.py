@@ -7,7 +7,7 @@ in a Ray cluster the data then goes from actor to actor and never through the dr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.wire import (
@@ -55,6 +55,8 @@ class StepReport:
     """Accounted so far by this training; 0.0 without DP."""
     dissimilarity_by_pair: Mapping[str, float]
     """``"i|j"`` to the mean similarity of the unordered pair."""
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    """Task to the reason why it is trained no more, of every task that the guard has stopped up to this step."""
 
 
 class ProducerPort(Protocol):
@@ -69,11 +71,17 @@ class ProducerPort(Protocol):
         ...
 
     def features(self, step: int) -> Mapping[str, Pending[FeatureBatch]]:
-        """Every task's feature of the batch of this step. Asking again for the same step gives the same batch."""
+        """Every task's feature of the batch of this step. Asking again for the same step gives the same batch.
+
+        A task in quarantine has none.
+        """
         ...
 
     def learn(self, step: int, gradients: Mapping[str, Pending[FeatureGradient]]) -> Pending[StepReport]:
-        """Apply this step's gradients, once: a repeated call is answered from memory."""
+        """Apply this step's gradients, once: a repeated call is answered from memory.
+
+        With a guard, a task whose gradient is missing or not accepted is in quarantine from now on.
+        """
         ...
 
     def evaluation_features(self, subset: str) -> Mapping[str, Pending[FeatureBatch]]:

@@ -6,7 +6,8 @@ Axes: B examples, C channels, H and W of a feature map. u = E(x) is the encoder'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orchestrator.errors import ConfigError, NonFiniteLossError, ProtocolError, UnknownNameError
-from orchestrator.network import cpu_state
+from orchestrator.errors import ConfigError, NonFiniteLossError, ProtocolError, QuarantineError, UnknownNameError
+from orchestrator.guard import GradientGuard, check_gradient
+from orchestrator.network import cpu_state, named_module
 from orchestrator.optimisation import OptimiserConfig, Update, set_learning_rate
 from orchestrator.ports import StepReport
 from orchestrator.privacy.accounting import Accountant
@@ -64,6 +66,7 @@ class Producer:
         labels: Mapping[str, Mapping[str, NDArray[np.int64]]],
         accountant: Accountant | None = None,
         delta: float = 0.0,
+        guard: GradientGuard | None = None,
     ) -> None:
         self._offers = dict(offers)
         self._source, self._sampler = source, sampler
@@ -72,6 +75,7 @@ class Producer:
         self._dissimilarity = dissimilarity
         self._labels = labels
         self._accountant, self._delta = accountant, delta
+        self._guard = guard
         self._last: StepReport | None = None
         self._pending: _Forward | None = None
 
@@ -91,25 +95,29 @@ class Producer:
     # -- the protocol ----------------------------------------------------------------------------------------------
 
     def features(self, step: int) -> dict[str, FeatureBatch]:
-        """Every task's feature of this step's batch."""
+        """Every task's feature of this step's batch; a task in quarantine has none."""
         self._expect(step)
         if self._pending is None or self._pending.step != step:
             self._pending = self._forward(step)
         return {task: self._batch(task, self._pending, z) for task, z in self._pending.outputs.items()}
 
     def learn(self, step: int, gradients: Mapping[str, FeatureGradient]) -> StepReport:
-        """Add omega * dS/dz to the tenants' gradients and update, once. Raises before anything has changed."""
+        """Add omega * dS/dz to the tenants' gradients and update, once. Raises before any weight has changed.
+
+        What the guard does not accept counts as if its task had not been in the session in this step, nor will be.
+        """
         if self._last is not None and self._last.step == step:
             return self._last
         self._expect(step)
         if self._pending is None:
             self._pending = self._forward(step)
-        forward = self._pending
-        cut = self._cut_gradients(forward, gradients)
+        cut = self._cut_gradients(self._pending, gradients)
+        forward = self._pending.without(self._quarantined)
         similarity, by_pair = self._add_dissimilarity(forward, cut)
         set_learning_rate(self._update.optimizer, self._optimiser.learning_rate(step, self._total_steps))
         tasks = list(forward.outputs)
-        self._update.step([forward.outputs[t] for t in tasks], [cut[t] for t in tasks])
+        with self._held():
+            self._update.step([forward.outputs[t] for t in tasks], [cut[t] for t in tasks])
         self._pending = None
         self._last = StepReport(
             step=step,
@@ -117,18 +125,22 @@ class Producer:
             dissimilarity=similarity,
             epsilon_spent=self._accountant.epsilon_upper(self._delta) if self._accountant else 0.0,
             dissimilarity_by_pair=by_pair,
+            quarantined=dict(self._quarantined),
         )
         return self._last
 
     def evaluation_features(self, subset: str, *, batch_size: int = 256) -> dict[str, FeatureBatch]:
-        """Every task's feature of a whole subset, in row order, without touching the step in flight."""
+        """Every task's feature of a whole subset, in row order, without touching the step in flight.
+
+        A task in quarantine has none.
+        """
         n = self._source.size(subset)
-        parts: dict[str, list[NDArray[np.float32]]] = {task: [] for task in self._offers}
+        parts: dict[str, list[NDArray[np.float32]]] = {t: [] for t in self._offers if t not in self._quarantined}
         for start in range(0, n, batch_size):
             with torch.no_grad():
                 outputs = self._evaluate(self._source.subset(subset, start, min(n, start + batch_size)))
-            for task, z in outputs.items():
-                parts[task].append(_to_numpy(z))
+            for task, chunks in parts.items():
+                chunks.append(_to_numpy(outputs[task]))
         ids = np.arange(n, dtype=np.int64)
         return {
             task: FeatureBatch(
@@ -148,12 +160,13 @@ class Producer:
         return cpu_state(self._network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, accountant, and the last step that was applied."""
+        """Weights, optimiser, accountant, guard, and the last step that was applied."""
         return {
             "network": cpu_state(self._network),
             "update": self._update.state_dict(),
             "accountant": self._accountant.state_dict() if self._accountant else None,
             "step": -1 if self._last is None else self._last.step,
+            "guard": self._guard.state_dict() if self._guard else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -163,9 +176,11 @@ class Producer:
         self._update.load_state_dict(state["update"])
         if self._accountant is not None and state["accountant"] is not None:
             self._accountant.load_state_dict(state["accountant"])
+        if self._guard is not None and state.get("guard") is not None:
+            self._guard.load_state_dict(state["guard"])
         self._pending = None
         step = int(state["step"])
-        self._last = None if step < 0 else _applied(step)
+        self._last = None if step < 0 else _applied(step, self._quarantined)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -173,6 +188,19 @@ class Producer:
         if task not in self._offers:
             raise UnknownNameError("task in this session", task, self._offers)
         return self._offers[task]
+
+    @property
+    def _quarantined(self) -> Mapping[str, str]:
+        return self._guard.quarantined if self._guard is not None else {}
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Modules of tasks in quarantine stay as they were: without a gradient, DP would still add noise to them."""
+        modules = [named_module(self._network, task) for task in self._quarantined]
+        kept = [cpu_state(module) for module in modules]
+        yield
+        for module, state in zip(modules, kept, strict=True):
+            module.load_state_dict(state)
 
     def _expect(self, step: int) -> None:
         expected = 0 if self._last is None else self._last.step + 1
@@ -189,7 +217,7 @@ class Producer:
         if self._fixed is not None and self._dissimilarity.config.omega > 0:
             with torch.no_grad():
                 fixed = dict(self._fixed(x))
-        return _Forward(step=step, ids=ids, outputs=outputs, fixed=fixed)
+        return _Forward(step=step, ids=ids, outputs=outputs, fixed=fixed).without(self._quarantined)
 
     def _evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
         self._network.eval()
@@ -211,24 +239,30 @@ class Producer:
             raise NonFiniteLossError(task, forward.step, math.nan) from error
 
     def _cut_gradients(self, forward: _Forward, gradients: Mapping[str, FeatureGradient]) -> dict[str, Tensor]:
-        if set(gradients) != set(forward.outputs):
+        missing, unknown = set(forward.outputs) - set(gradients), set(gradients) - set(forward.outputs)
+        if unknown or (missing and self._guard is None):
             raise ProtocolError(
                 f"step {forward.step} needs one gradient of each of {sorted(forward.outputs)}, got {sorted(gradients)}"
             )
         cut = {}
         for task, z in forward.outputs.items():
-            message = gradients[task]
-            if message.step != forward.step:
-                raise ProtocolError(f"task {task!r} sent the gradient of step {message.step} at step {forward.step}")
-            if not math.isfinite(message.loss):
-                raise NonFiniteLossError(task, message.step, message.loss)
-            self._contract(task).check("the gradient", message.gradient, len(forward.ids))
-            # A copy: what Ray hands over is a read-only view of memory that others share.
-            cut[task] = torch.tensor(message.gradient, device=z.device)
+            if self._accepts(task, gradients.get(task), forward):
+                # A copy: what Ray hands over is a read-only view of memory that others share.
+                cut[task] = torch.tensor(gradients[task].gradient, device=z.device)
+        if not cut:
+            raise QuarantineError(dict(self._quarantined))
         return cut
 
-    def _contract(self, task: str) -> FeatureContract:
-        return self._offers[task].contract
+    def _accepts(self, task: str, message: FeatureGradient | None, forward: _Forward) -> bool:
+        """Whether the gradient may be applied. Without a guard, what the protocol forbids ends the session."""
+        contract, step = self._offers[task].contract, forward.step
+        if self._guard is not None:
+            labels = self._labels[task]["train"][forward.ids]
+            return self._guard.accepts(message, contract=contract, step=step, labels=labels)
+        if message is not None and isinstance(message.loss, float) and not math.isfinite(message.loss):
+            raise NonFiniteLossError(task, message.step, message.loss)
+        check_gradient(message, contract=contract, step=step, n_examples=len(forward.ids))
+        return True
 
     def _add_dissimilarity(self, forward: _Forward, cut: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
         """Add omega * dS/dz to ``cut`` in place (MetaMorphosis, eq. 6). Fixed features get no gradient."""
@@ -258,10 +292,22 @@ class _Forward:
     ) -> None:
         self.step, self.ids, self.outputs, self.fixed = step, ids, outputs, fixed
 
+    def without(self, tasks: Collection[str]) -> _Forward:
+        """The same batch for the other tasks."""
+        outputs = {task: z for task, z in self.outputs.items() if task not in tasks}
+        return _Forward(step=self.step, ids=self.ids, outputs=outputs, fixed=self.fixed)
 
-def _applied(step: int) -> StepReport:
+
+def _applied(step: int, quarantined: Mapping[str, str]) -> StepReport:
     """Stands for a step whose report was lost with the process that made it."""
-    return StepReport(step=step, losses={}, dissimilarity=0.0, epsilon_spent=0.0, dissimilarity_by_pair={})
+    return StepReport(
+        step=step,
+        losses={},
+        dissimilarity=0.0,
+        epsilon_spent=0.0,
+        dissimilarity_by_pair={},
+        quarantined=dict(quarantined),
+    )
 
 
 def _to_numpy(z: Tensor) -> NDArray[np.float32]:

@@ -9,6 +9,9 @@ Per step, with z_i = g_i(E(x)) and one consumer per task (MetaMorphosis, eq. 6):
 
 The session waits only for the producer's report. What passes between the parties goes from one to the other.
 
+A consumer that fails, or whose gradient the producer's guard does not accept, is in quarantine from then on: it gets
+and gives nothing more, its g_i stays as it is, and the others go on as if it were not there.
+
 A party that dies is started again, and all parties go back to the last state that was kept: what they do again from
 there is what they did, because batches, noise and mirroring are functions of the step.
 """
@@ -19,13 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from orchestrator.errors import PartyLostError, ProtocolError
-from orchestrator.ports import ConsumerPort, ProducerPort, StepReport
-from orchestrator.wire import EvaluationReport, HeadWeights
+from orchestrator.errors import MetaMorphosisError, NonFiniteLossError, PartyLostError, ProtocolError
+from orchestrator.ports import ConsumerPort, Pending, ProducerPort, StepReport
+from orchestrator.wire import EvaluationReport, FeatureBatch, FeatureGradient, HeadWeights
 
 T = TypeVar("T")
 SUBSETS: Final = ("train", "validation", "test")
 """Of which every tenant gets its labels."""
+FAULTS: Final = (ProtocolError, NonFiniteLossError)
+"""With which a consumer may fail without ending the session."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +63,7 @@ class SessionObserver(Protocol):
         ...
 
     def on_stage(self, title: str) -> None:
-        """Something out of the ordinary: a party was lost and is started again."""
+        """Something out of the ordinary: a party was lost and is started again, or a task is in quarantine."""
         ...
 
 
@@ -75,6 +80,8 @@ class SessionOutcome:
     heads: dict[str, HeadWeights]
     validation: dict[str, EvaluationReport]
     test: dict[str, EvaluationReport]
+    quarantined: dict[str, str]
+    """Task to the reason why it was stopped. It has no head and no reports here, and must not be published."""
     state: dict[str, Any]
 
 
@@ -110,6 +117,12 @@ class Session:
         self._reports: list[StepReport] = []
         self._kept: dict[str, Any] | None = None
         self._lost = 0
+        self.quarantined: dict[str, str] = {}
+
+    @property
+    def live(self) -> dict[str, ConsumerPort]:
+        """The consumers of the tasks that are not in quarantine."""
+        return {task: consumer for task, consumer in self.consumers.items() if task not in self.quarantined}
 
     @property
     def step(self) -> int:
@@ -119,7 +132,7 @@ class Session:
     def enrol(self, subsets: Sequence[str] = SUBSETS) -> None:
         """Give every tenant its own labels, sealed to its own key."""
         waiting = []
-        for consumer in self.consumers.values():
+        for consumer in self.live.values():
             key = consumer.public_key().result()
             waiting += [consumer.receive_labels(self.producer.seal_labels(key, subset)) for subset in subsets]
         for receipt in waiting:
@@ -127,6 +140,7 @@ class Session:
 
     def start(self, state: Mapping[str, Any] | None = None) -> None:
         """Give the tenants their labels, and go to ``state`` or to the beginning."""
+        self.quarantined = dict((state or {}).get("quarantined", {}))
         self._surviving(self.enrol)
         if state is not None:
             self._kept = dict(state)
@@ -152,9 +166,10 @@ class Session:
         return self._surviving(
             lambda: SessionOutcome(
                 weights=self.producer.weights(),
-                heads={task: consumer.head().result() for task, consumer in self.consumers.items()},
+                heads={task: consumer.head().result() for task, consumer in self.live.items()},
                 validation=self.evaluate("validation"),
                 test=self.evaluate("test"),
+                quarantined=dict(self.quarantined),
                 state=self.state_dict(),
             )
         )
@@ -196,7 +211,7 @@ class Session:
                 observer.on_stage(f"{error}; going on from step {0 if self._kept is None else self._kept['step']}")
             try:
                 self.producer.revive()
-                for consumer in self.consumers.values():
+                for consumer in self.live.values():
                     consumer.revive()
                 self.enrol()
                 if self._kept is not None:
@@ -209,33 +224,74 @@ class Session:
     def train_step(self) -> StepReport:
         """One step of the protocol. With Ray, every line but the last returns at once."""
         step = self._step
-        batches = self.producer.features(step)
-        gradients = {task: consumer.learn(batches[task]) for task, consumer in self.consumers.items()}
-        report = self.producer.learn(step, gradients).result()
+        gradients, failed = self._gradients(self.producer.features(step))
+        report = self._learn(step, gradients, failed)
         self._step = step + 1
+        for task in report.quarantined.keys() - self.quarantined.keys():
+            self.quarantined[task] = str(failed.get(task, report.quarantined[task]))
+            for observer in self.observers:
+                observer.on_stage(f"{task} is in quarantine, the others go on: {self.quarantined[task]}")
         for observer in self.observers:
             observer.on_step(report)
         return report
 
+    def _gradients(
+        self, batches: Mapping[str, Pending[FeatureBatch]]
+    ) -> tuple[dict[str, Pending[FeatureGradient]], dict[str, MetaMorphosisError]]:
+        """What the consumers answer, and what those raised that failed at once."""
+        gradients: dict[str, Pending[FeatureGradient]] = {}
+        failed: dict[str, MetaMorphosisError] = {}
+        for task, consumer in self.live.items():
+            try:
+                gradients[task] = consumer.learn(batches[task])
+            except FAULTS as error:
+                failed[task] = error
+        return gradients, failed
+
+    def _learn(
+        self, step: int, gradients: dict[str, Pending[FeatureGradient]], failed: dict[str, MetaMorphosisError]
+    ) -> StepReport:
+        """The producer's step, with the gradients of those that did not fail. Adds to ``failed`` who did so later.
+
+        A failure in another process shows only when its result is asked for, here by the producer.
+        """
+        try:
+            if not failed:
+                return self.producer.learn(step, gradients).result()
+        except FAULTS as error:
+            failed.update(_failures(gradients))
+            if not failed:
+                raise error
+        rest = {task: gradient for task, gradient in gradients.items() if task not in failed}
+        first = next(iter(failed.values()))
+        if not rest:
+            raise first
+        try:
+            return self.producer.learn(step, rest).result()
+        except ProtocolError as error:  # without a guard, everybody has to answer
+            raise first from error
+
     def evaluate(self, subset: str) -> dict[str, EvaluationReport]:
         """Every head on a whole subset."""
         batches = self.producer.evaluation_features(subset)
-        pending = {task: consumer.evaluate(batches[task]) for task, consumer in self.consumers.items()}
+        pending = {task: consumer.evaluate(batches[task]) for task, consumer in self.live.items()}
         return {task: report.result() for task, report in pending.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Every party's state, between two steps."""
+        """Every party's state, between two steps. Nothing is asked of a consumer in quarantine."""
         return {
             "step": self._step,
             "reports": [asdict(report) for report in self._reports],
+            "quarantined": dict(self.quarantined),
             "producer": self.producer.state_dict().result(),
-            "consumers": {task: consumer.state_dict().result() for task, consumer in self.consumers.items()},
+            "consumers": {task: consumer.state_dict().result() for task, consumer in self.live.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. Consumers that the state does not name start anew."""
+        """Go on from `state_dict`."""
         self.producer.load_state_dict(state["producer"]).result()
-        for task, consumer in self.consumers.items():
+        self.quarantined = dict(state.get("quarantined", {}))
+        for task, consumer in self.live.items():
             consumer.load_state_dict(state["consumers"][task]).result()
         self._step = int(state["step"])
         self._reports = [StepReport(**report) for report in state["reports"]]
@@ -245,9 +301,20 @@ class Session:
         return EpochReport(
             epoch=self._step // self.steps_per_epoch,
             step=self._step - 1,
-            losses={t: sum(s.losses[t] for s in steps) / len(steps) for t in self.consumers},
+            losses={t: sum(s.losses[t] for s in steps) / len(steps) for t in self.live},
             dissimilarity=sum(s.dissimilarity for s in measured) / len(measured) if measured else 0.0,
             dissimilarity_by_pair=measured[-1].dissimilarity_by_pair if measured else {},
             epsilon_spent=steps[-1].epsilon_spent,
             validation=self.evaluate("validation"),
         )
+
+
+def _failures(pending: Mapping[str, Pending[FeatureGradient]]) -> dict[str, MetaMorphosisError]:
+    """What went wrong with each result that is not there."""
+    failed: dict[str, MetaMorphosisError] = {}
+    for task, gradient in pending.items():
+        try:
+            gradient.result()
+        except FAULTS as error:
+            failed[task] = error
+    return failed

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from orchestrator.assembly import SessionConfig
 from orchestrator.encoder_training import EncoderTrainingConfig
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
-from orchestrator.privacy.dp import DpConfig
+from orchestrator.privacy.dp import DpBudget, DpConfig, DpMode
 from tasks.datasets import DatasetOptions
 from tasks.datasets.splits import SplitFractions
 
@@ -173,6 +173,8 @@ class TrainSettings:
             )
         if self.algorithm == "task" and self.phase != "all":
             raise ConfigError("--algorithm task trains encoder and tasks together: leave --phase out")
+        if self.dp.epsilon is None and self.dp.dp_mode not in {"surrogate_then_freeze", "encoder_only_paper"}:
+            raise ConfigError(f"--dp-mode {self.dp.dp_mode} trains with differential privacy: give --epsilon")
         if self.algorithm == "input" and self.dp.epsilon is None:
             raise ConfigError("--algorithm input obfuscates with differential privacy: give --epsilon")
         if self.algorithm == "input" and self.task_privacy.omega > 0:
@@ -196,6 +198,9 @@ class AddTaskSettings:
     """The tenant's head: backbone or linear. Default: as the tasks of that encoder."""
     module: str | None = None
     """The metamorphosis module. Default: as the tasks of that encoder."""
+    dp: Annotated[DpBudget, _INLINE] = DpBudget()
+    """With an epsilon the module is trained under DP, with a stand-in head that is thrown away, at that cost beside
+    what the encoder cost. Without one, only the encoder is covered."""
     task_privacy: Annotated[DissimilarityConfig, _INLINE] = DissimilarityConfig()
     training: Annotated[SessionConfig, _INLINE] = SessionConfig()
     seed: int = 0
@@ -218,9 +223,13 @@ class EvaluateSettings:
     encoder_version: str = "latest"
     """Which published encoder."""
     budget: Literal["quick", "full"] = "quick"
-    """How hard the attackers try."""
+    """How hard the attackers try. quick: five kinds of attackers, once each; full: all kinds, three times each, tenants
+    that collude included, which takes hours."""
     alone: int = 0
     """Also train each task's network alone, without any privacy, for this many epochs, and print its accuracy."""
+    ceiling: int = 0
+    """Also measure what could be read of each target if nothing were held back, so that weak attackers show: by the
+    same attackers on the universal feature, and by a network trained on the images for this many epochs."""
     targets: tuple[str, ...] = ()
     """Attributes to attack, as A,B,C. Default: every task of the encoder and the private attribute."""
     seeds: int | None = None
@@ -230,6 +239,46 @@ class EvaluateSettings:
     out: Path | None = None
     """Folder for the table, the figure and leakage.json. Default: a new one in the storage folder."""
     runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditSettings:
+    """Try out what the guarantees say: train many times with and without one canary, and tell the two apart.
+
+    Prints a lower bound on epsilon beside the claim, for every mode of differential privacy, and whether three faults
+    are seen: the noise off, the clip removed, and a head that learns without noise. Nothing is read or published. Ends
+    with status 1 if a claim does not hold or a fault is not seen.
+    """
+
+    modes: tuple[str, ...] = get_args(DpMode)
+    """Which modes, as A,B,C. Noise and clip are taken from the first that guarantees something."""
+    epsilon: float = 4.0
+    """The epsilon that every training claims."""
+    runs: int = 1000
+    """Trainings with the canary, and as many without, for each row. More of them show more."""
+    confidence: float = 0.95
+    """Of each bound."""
+    seed: int | None = None
+    """Makes the audit repeatable. Default: fresh noise and batches from the operating system."""
+    processes: int | None = None
+    """Trainings at a time. Default: as many as there are cores, up to 8."""
+    out: Path | None = None
+    """Write the numbers to this JSON file, too."""
+
+    def __post_init__(self) -> None:
+        for mode in self.modes:
+            if mode not in get_args(DpMode):
+                raise UnknownNameError("mode", mode, get_args(DpMode))
+        if not self.modes or len(set(self.modes)) != len(self.modes):
+            raise ConfigError(f"--modes {','.join(self.modes)!r} must name each mode once, and one at least")
+        if self.runs < 2:
+            raise ConfigError(f"runs must be at least 2, got {self.runs}: half of them choose the attacker's threshold")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"confidence must be > 0 and < 1, got {self.confidence}")
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"seed must be >= 0, got {self.seed}")
+        if self.processes is not None and self.processes < 1:
+            raise ConfigError(f"processes must be at least 1, got {self.processes}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

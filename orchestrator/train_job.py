@@ -12,20 +12,30 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
-from orchestrator.assembly import TrainingData
+from orchestrator.assembly import TrainingData, cached_inputs, fixed_network
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.encoder_training import EncoderEpoch, EncoderResult, EncoderTraining, EncoderTrainingConfig
+from orchestrator.encoder_training import (
+    EncoderEpoch,
+    EncoderResult,
+    EncoderTraining,
+    EncoderTrainingConfig,
+    PublicExamples,
+)
 from orchestrator.errors import MetaMorphosisError, PartyLostError
 from orchestrator.inputs import ImageInputs
 from orchestrator.memory import keep_freed_memory
-from orchestrator.network import NetworkConfig, pick_device
+from orchestrator.models.modules import ModuleConfig
+from orchestrator.module_training import ModuleTraining
+from orchestrator.network import NetworkConfig, freeze, pick_device
+from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.sampling import derive_seed
 from orchestrator.shard import WHOLE, Shard
@@ -54,27 +64,26 @@ class EncoderJob:
     """Where it saves, and what it goes on from if something is there; None: not at all."""
     checkpoint_steps: int | None = None
     """Save after so many steps, and at the end of every epoch."""
+    public: TrainingData | None = None
+    """With public_head: what the head learns from."""
+    head_weights: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    """With frozen_head: the head; None for a random one."""
+    name: str = "encoder"
+    """What is trained, in words and in the names of files."""
 
     def build(self, shard: Shard = WHOLE) -> EncoderTraining:
         """The training, ready for its next step, with this process set to the job's threads."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
-        training = EncoderTraining(
+        training = self._training(
+            device,
             config=self.config,
             plan=self.plan,
             surrogate_head=self.surrogate_head,
             network=self.network,
             image_size=self.data.image_size,
             specs=self.data.specs,
-            inputs=ImageInputs(
-                self.data.images,
-                self.data.rows,
-                normalisation=self.data.normalisation,
-                flip=self.data.flip,
-                seed=derive_seed(self.seed, "encoder-inputs"),
-                device=device,
-            ),
             labels=self.data.labels,
             seed=self.seed,
             device=device,
@@ -84,6 +93,18 @@ class EncoderJob:
         if saved is not None:
             training.load_state_dict(saved[1])
         return training
+
+    def _training(self, on: torch.device, **common: Any) -> EncoderTraining:
+        return EncoderTraining(
+            inputs=_images(self.data, on, seed=derive_seed(self.seed, "encoder-inputs")),
+            public=None if self.public is None else self._public_examples(self.public, on),
+            head_weights=self.head_weights,
+            **common,
+        )
+
+    def _public_examples(self, public: TrainingData, on: torch.device) -> PublicExamples:
+        inputs = _images(public, on, seed=derive_seed(self.seed, "public-inputs"))
+        return PublicExamples(inputs=inputs, labels={task: public.labels[task]["train"] for task in self.data.specs})
 
     def steps(self, training: EncoderTraining, *, tell: Tell) -> None:
         """Train to the end, with checkpoints on the way."""
@@ -97,6 +118,34 @@ class EncoderJob:
                     complaint = self.checkpoints.try_save(training.step, training.state_dict())
                     if complaint is not None:
                         tell(complaint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleJob(EncoderJob):
+    """All that one training of modules under DP needs; see `orchestrator.module_training`."""
+
+    encoder: Mapping[str, Tensor] = field(repr=False)
+    """Weights of the frozen encoder."""
+    dissimilarity: DissimilarityConfig
+    fixed_modules: Mapping[str, tuple[ModuleConfig, Mapping[str, Tensor]]] = field(repr=False)
+    """Modules to be kept apart from."""
+    cache_root: Path
+    """Where the feature cache is."""
+
+    def _training(self, on: torch.device, **common: Any) -> EncoderTraining:
+        encoder = self.network.build_encoder(seed=self.seed)
+        encoder.load_state_dict(dict(self.encoder))
+        seed = derive_seed(self.seed, "modules")
+        return ModuleTraining(
+            inputs=cached_inputs(self.data, freeze(encoder).to(on), on, cache_root=self.cache_root, seed=seed),
+            dissimilarity=self.dissimilarity,
+            fixed=fixed_network(self.fixed_modules, None, on),
+            **common,
+        )
+
+
+def _images(data: TrainingData, on: torch.device, *, seed: int) -> ImageInputs:
+    return ImageInputs(data.images, data.rows, normalisation=data.normalisation, flip=data.flip, seed=seed, device=on)
 
 
 News: TypeAlias = "tuple[int, int, EncoderEpoch | None] | str"
@@ -148,7 +197,7 @@ def train_encoder(
     _fit(trainer, board, lambda news: _pass_on(news, progress, note))
     result = ray.get(board.result.remote())
     if result is None:
-        raise PartyLostError("the encoder training ended without a result")
+        raise PartyLostError(f"the training of the {job.name} ended without a result")
     return EncoderResult(**tensor_state(result))
 
 
@@ -228,7 +277,7 @@ def _train(job: EncoderJob, board: Any, shard: Shard) -> None:
     keep_freed_memory()
     training = job.build(shard)
     if training.step and shard.first:
-        board.post.remote(f"the encoder's training goes on after step {training.step}")
+        board.post.remote(f"the training of the {job.name} goes on after step {training.step}")
     job.steps(training, tell=board.post.remote)
     if shard.first:
         result = training.result()

@@ -41,14 +41,16 @@ def execute(settings: str, run: Callable[[Any], None], argv: Sequence[str], *, p
     _quieten()
     try:
         run(parse(_settings_class(settings), argv, prog=prog, presets=presets))
-    except KeyboardInterrupt:
-        _say("interrupted: nothing was published after the last line above; what was published is whole")
+    except KeyboardInterrupt as error:
+        told = "interrupted: nothing was published after the last line above; what was published is whole"
+        _say(_with_notes(told, error))
         return INTERRUPTED
     except MetaMorphosisError as error:
-        _say(f"error: {error}")
+        _say(_with_notes(f"error: {error}", error))
         return error.exit_code
     except OSError as error:
-        _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        told = f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        _say(_with_notes(told, error))
         return 1
     except Exception:
         traceback.print_exc()
@@ -138,6 +140,11 @@ def _quieten() -> None:
     """Libraries' notices that say nothing to the user of a command. Errors and warnings of our own stay."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def _with_notes(line: str, error: BaseException) -> str:
+    """The line, and what those through whose hands the error passed have to say about it."""
+    return ". ".join([line, *getattr(error, "__notes__", [])])
 
 
 def _say(line: str) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -68,15 +67,18 @@ def _images(ledger: Ledger, data: str) -> tuple[str, str]:
 def _show(console: Console, account: Account) -> None:
     from rich.table import Table
 
+    from orchestrator.privacy.accounting import rounded_up
+
     delta = account.delta
     console.print(f"\n[bold]{account.name}[/bold]  images {account.fingerprint[:_SHOWN]}")
     if delta is None:
         console.print("  nothing was trained with differential privacy")
     else:
         limit = "no limit is set" if account.limit is None else f"the limit is {account.limit[0]:g}"
+        spent, committed = rounded_up(account.spent(delta)), rounded_up(account.committed(delta))
         console.print(
-            f"  epsilon {_up(account.spent(delta))} is spent, {_up(account.committed(delta))} with what is reserved; "
-            f"{limit} (at delta {delta:g}, per image added or removed, composed by Renyi DP)"
+            f"  epsilon {spent} is spent, {committed} with what is reserved; {limit} "
+            f"(at delta {delta:g}, per image added or removed, composed by Renyi DP)"
         )
     if account.entries:
         table = Table("no.", "run", "part", "mode", "noise", "sample rate", "steps", "of", "state", box=None)
@@ -92,10 +94,6 @@ def _show(console: Console, account: Account) -> None:
         console.print("  outside the accounting:")
     for at, name, what in account.outside:
         console.print(f"    {at[:19]}  {name}  {what}")
-
-
-def _up(epsilon: float) -> str:
-    return f"{math.ceil(epsilon * 100) / 100:.2f}" if math.isfinite(epsilon) else "unbounded"
 
 
 if __name__ == "__main__":

@@ -31,6 +31,16 @@ def tiny_plan(tmp_path: Path) -> SessionPlan:
 
 
 @pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow file with its tables, to be copied: making them takes MLflow seconds."""
+    from orchestrator.mlflow_store import open_client
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    open_client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local cluster for the whole test session, guarded by a token of its own."""
     import ray

@@ -133,23 +133,37 @@ def epsilon_of(
 
 
 @lru_cache(maxsize=256)
-def noise_multiplier(*, epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = "prv") -> float:
+def noise_multiplier(
+    *,
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: str = "prv",
+    before: History = (),
+    alike: tuple[tuple[float, int], ...] = (),
+) -> float:
     """The noise multiplier (sigma) at which ``steps`` steps cost ``epsilon``, or up to `EPSILON_TOLERANCE` less.
 
-    The same search as Opacus's, so the same sigma. Takes seconds with ``prv`` and long trainings; results are kept.
+    ``epsilon`` is for these steps together with those ``before`` them on the same images, and with others ``alike``
+    (sample rate, steps) that will have the same sigma. The same search as Opacus's, so the same sigma. Takes seconds
+    with ``prv`` and long trainings; results are kept.
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise ConfigError(f"epsilon must be a finite number > 0, got {epsilon}; leave it out to train without privacy")
     if steps < 1:
         raise ConfigError(f"a private training needs at least one step, got {steps}")
 
+    _check_kind(accountant)
     tolerance = EPSILON_TOLERANCE * min(1.0, epsilon)
 
     def spent(sigma: float) -> float:
-        at = {"noise_multiplier": sigma, "delta": delta, "sample_rate": sample_rate}
-        bound = epsilon_of(**at, steps=steps, accountant="rdp")
+        for rate in (sample_rate, *(q for q, _ in alike)):
+            _check_step(sigma, rate)
+        history = (*before, (sigma, sample_rate, steps), *((sigma, q, n) for q, n in alike))
+        bound = _epsilon("rdp", history, delta)
         # PRV's is the smaller bound, so where RDP's is clear of the target the search goes the same way without it.
-        return bound if bound < epsilon - tolerance else epsilon_of(**at, steps=steps, accountant=accountant)
+        return bound if bound < epsilon - tolerance else _epsilon(accountant, history, delta)
 
     low, high = 0.0, 20.0
     while (spent_high := spent(high)) > epsilon:
@@ -157,7 +171,7 @@ def noise_multiplier(*, epsilon: float, delta: float, sample_rate: float, steps:
         if high > _MAX_NOISE_MULTIPLIER:
             raise ConfigError(
                 f"no noise reaches epsilon {epsilon} at delta {delta} in {steps} steps of sample rate {sample_rate} "
-                f"by {accountant}; raise epsilon, or take fewer steps"
+                f"by {accountant}{_after(before, delta)}; raise epsilon, or take fewer steps"
             )
     while epsilon - spent_high > tolerance and high - low > high * 1e-9:
         middle = (low + high) / 2
@@ -166,6 +180,15 @@ def noise_multiplier(*, epsilon: float, delta: float, sample_rate: float, steps:
         else:
             low = middle
     return high
+
+
+def _after(before: History, delta: float) -> str:
+    return f" after trainings that cost {rounded_up(_rdp_epsilon(before, delta))} already" if before else ""
+
+
+def rounded_up(epsilon: float) -> str:
+    """Two decimals, never less than the truth."""
+    return f"{math.ceil(epsilon * 100) / 100:.2f}" if math.isfinite(epsilon) else "unbounded"
 
 
 class Accountant:
@@ -181,6 +204,17 @@ class Accountant:
         _check_kind(kind)
         self.kind = kind
         self._history: list[tuple[float, float, int]] = []
+
+    @classmethod
+    def of(cls, kind: str, *histories: History) -> Accountant:
+        """What several trainings on the same images have spent together."""
+        composed = cls(kind)
+        for sigma, rate, steps in (run for history in histories for run in history):
+            _check_step(sigma, rate)
+            if composed._history and composed._history[-1][:2] == (sigma, rate):
+                steps += composed._history.pop()[2]  # noqa: PLW2901 - the same run goes on
+            composed._history.append((sigma, rate, steps))
+        return composed
 
     def __repr__(self) -> str:
         return f"Accountant({self.kind!r}, steps={self.steps})"

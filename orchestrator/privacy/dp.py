@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
@@ -20,26 +21,32 @@ from torch import Tensor, nn
 
 from orchestrator.errors import CheckpointError, ConfigError, PrivacyRefusal, ProtocolError
 from orchestrator.privacy.accounting import Accountant, AccountantKind, load_opacus
-from orchestrator.privacy.per_example import PerExampleHooks
+from orchestrator.privacy.clipping import PartClip
+from orchestrator.privacy.engines import engine_for
 from orchestrator.shard import WHOLE, Shard
 
-DpMode: TypeAlias = Literal["surrogate_then_freeze", "whole", "encoder_only_paper"]
+DpMode: TypeAlias = Literal[
+    "surrogate_then_freeze",
+    "surrogate_dp_modules",
+    "whole",
+    "public_head",
+    "frozen_head",
+    "two_budget",
+    "encoder_only_paper",
+]
 SurrogateKind: TypeAlias = Literal["linear", "backbone"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DpConfig:
-    """How the training images are protected from whoever gets the weights (DP-SGD)."""
+class DpBudget:
+    """How one training is made private for the training images (DP-SGD)."""
 
     epsilon: float | None = None
-    """Privacy budget of the encoder's training; smaller is more private. None trains without DP."""
+    """Privacy budget; smaller is more private. None trains without DP."""
     delta: float | None = None
     """Probability with which the guarantee may fail. None: the largest power of ten below 1 / number of images."""
     max_grad_norm: float = 1.2
     """Clipping norm C: the largest L2 norm of one image's gradient over all covered weights. The paper uses 1.2."""
-    dp_mode: DpMode = "surrogate_then_freeze"
-    """surrogate_then_freeze: the encoder is trained with a stand-in head, all under DP, then frozen; whole: encoder,
-    modules and heads under DP; encoder_only_paper: the head is trained without noise, and NOTHING is guaranteed."""
     accountant: AccountantKind = "prv"
     """prv is tighter; rdp is what the paper most likely used."""
     surrogate: SurrogateKind = "linear"
@@ -64,13 +71,52 @@ class DpConfig:
             )
         if self.noise_seed is not None and self.noise_seed < 0:
             raise ConfigError(f"noise_seed must be >= 0, got {self.noise_seed}; leave it out for fresh noise")
-        for name, kinds in (("dp_mode", DpMode), ("accountant", AccountantKind), ("surrogate", SurrogateKind)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ConfigError(f"no {name} named {getattr(self, name)!r}; known: {', '.join(get_args(kinds))}")
+        _check_choice("accountant", self.accountant, get_args(AccountantKind))
+        _check_choice("surrogate", self.surrogate, get_args(SurrogateKind))
 
     def delta_for(self, n_train: int) -> float:
         """The delta of a training on so many images."""
         return self.delta if self.delta is not None else default_delta(n_train)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DpConfig(DpBudget):
+    """How the training images are protected from whoever gets the weights (DP-SGD), and which weights are covered."""
+
+    dp_mode: DpMode = "surrogate_then_freeze"
+    """surrogate_then_freeze: the encoder is trained with a stand-in head, all under DP, then frozen;
+    surrogate_dp_modules: then the modules too, each with a stand-in head, and epsilon is for both trainings together;
+    whole: encoder, module and head under DP; two_budget: the same, head and rest clipped and noised apart;
+    public_head: the head learns from --public-data alone; frozen_head: the head stays as it was at the start;
+    encoder_only_paper: the head is trained without noise, and NOTHING is guaranteed."""
+    public_data: str | None = None
+    """With public_head: images that nobody has to protect, none of them a training image, with the same label column.
+    digits or parquet:PATH."""
+    head_weights: Path | None = None
+    """With frozen_head: a safetensors file of a head that never saw these images. None: a random head."""
+    head_budget: float = 0.5
+    """With two_budget: the head's share of 1 / sigma^2; more of it gives the head less noise and the rest more."""
+    head_max_grad_norm: float | None = None
+    """With two_budget: the head's own clipping norm. None: as max_grad_norm."""
+
+    def __post_init__(self) -> None:
+        DpBudget.__post_init__(self)
+        _check_choice("dp_mode", self.dp_mode, get_args(DpMode))
+        if not 0 < self.head_budget < 1:
+            raise ConfigError(f"head_budget must be > 0 and < 1, got {self.head_budget}")
+        if self.head_max_grad_norm is not None and not (
+            math.isfinite(self.head_max_grad_norm) and self.head_max_grad_norm > 0
+        ):
+            raise ConfigError(f"head_max_grad_norm must be a finite number > 0, got {self.head_max_grad_norm}")
+        if (self.public_data is not None) != (self.dp_mode == "public_head"):
+            raise ConfigError("--dp-mode public_head and --public-data go together: give both, or neither")
+        if self.head_weights is not None and self.dp_mode != "frozen_head":
+            raise ConfigError("--head-weights is the head of --dp-mode frozen_head: give both, or leave it out")
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"no {name} named {value!r}; known: {', '.join(known)}")
 
 
 def default_delta(n_train: int) -> float:
@@ -134,7 +180,7 @@ class PrivateStep:
     _KIND: Final = "private_step"
     _VERSION: Final = 1
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the mechanism, and whose it is
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -146,11 +192,13 @@ class PrivateStep:
         noise_generator: torch.Generator | None,
         accountant: Accountant,
         shard: Shard = WHOLE,
+        parts: Mapping[str, PartClip] | None = None,
     ) -> None:
         """``expected_batch_size`` is ``sample_rate`` times the number of images; the update is divided by it.
 
         ``noise_generator`` lives on the module's device; None seeds one from the operating system. With a ``shard``,
         the batch of a step is spread over several processes: all take the step together, with one draw of noise.
+        ``parts`` are clipped and noised apart, see `ClippedGradients`; ``noise_multiplier`` stays what is accounted.
         """
         _check_mechanism(noise_multiplier, max_grad_norm, expected_batch_size, sample_rate)
         _check_optimizer(module, optimizer)
@@ -158,13 +206,14 @@ class PrivateStep:
         self.module, self.optimizer, self.accountant, self._shard = module, optimizer, accountant, shard
         self._noise_multiplier, self._sample_rate = noise_multiplier, sample_rate
         self._noise_generator = _noise_generator(module, noise_generator)
-        self._engine = PerExampleHooks(
+        self._engine = engine_for(module)(
             module,
             optimizer,
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
             generator=self._noise_generator,
+            parts=parts,
         )
         self._in_flight: int | None = None
 

@@ -13,22 +13,42 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.errors import ConfigError
+from orchestrator.privacy.accounting import rounded_up
 
 if TYPE_CHECKING:
     from orchestrator.privacy.accounting import Accountant
-    from orchestrator.privacy.dp import DpConfig
+    from orchestrator.privacy.dp import DpBudget
 
 NONE: Final = "none"
 """The mode of a model that was trained without DP."""
 PAPER: Final = "encoder_only_paper"
 
+_ALL: Final = ("encoder", "metamorphosis modules", "heads")
 _PARTS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    NONE: ((), ("encoder", "metamorphosis modules", "heads")),
+    NONE: ((), _ALL),
     "surrogate_then_freeze": (("encoder",), ("metamorphosis modules", "heads")),
-    "whole": (("encoder", "metamorphosis modules", "heads"), ()),
-    PAPER: ((), ("encoder", "metamorphosis modules", "heads")),
+    "surrogate_dp_modules": (("encoder", "metamorphosis modules"), ("heads",)),
+    "whole": (_ALL, ()),
+    "two_budget": (_ALL, ()),
+    "public_head": (_ALL, ()),
+    "frozen_head": (_ALL, ()),
+    PAPER: ((), _ALL),
 }
 """Mode to (covered, not covered) weights."""
+
+_HOW: Final[Mapping[str, str]] = {
+    "surrogate_then_freeze": "The encoder was trained with a stand-in head, all under the noise; the stand-in was "
+    "thrown away, and what is built on the frozen encoder afterwards changes nothing about it.",
+    "surrogate_dp_modules": "Encoder and modules were trained one after the other, each time with stand-in heads under "
+    "the same noise that were thrown away; epsilon is for all of it together.",
+    "whole": "Encoder, modules and heads were clipped and noised as one.",
+    "two_budget": "The heads were clipped and noised apart from the rest; the noise multiplier is that of one "
+    "mechanism that costs as much as both together.",
+    "public_head": "The heads learned from public images alone, and of the private ones know what the noisy weights "
+    "say. The public images are not protected.",
+    "frozen_head": "The heads stayed as they were before the first private image was seen.",
+}
+"""Mode to how its guarantee comes about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +77,8 @@ class Guarantee:
     """Probability with which each image entered a batch; None if it varied."""
     steps: int = 0
     """Private steps taken."""
+    mechanisms: tuple[tuple[float, float, int], ...] = ()
+    """All that epsilon is composed of: runs of (noise multiplier, sample rate, steps)."""
     max_grad_norm: float | None = None
     reproducible_noise: bool = False
     """Whether the noise came from a fixed seed."""
@@ -79,7 +101,7 @@ class Guarantee:
     def short(self) -> str:
         """One line, for tables."""
         if self.epsilon is not None:
-            budget = f"epsilon {_rounded_up(self.epsilon)} at delta {self.delta:g}"
+            budget = f"epsilon {rounded_up(self.epsilon)} at delta {self.delta:g}"
             return f"{budget} per {self.unit}, for {_listed(self.covers)}"
         if self.mode == PAPER:
             return f"none (the head is not private); nominal epsilon {_number(self.nominal_epsilon)}"
@@ -91,7 +113,8 @@ class Guarantee:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` reads it back."""
-        return {**asdict(self), "covers": list(self.covers), "excludes": list(self.excludes)}
+        lists = {name: list(getattr(self, name)) for name in ("covers", "excludes")}
+        return {**asdict(self), **lists, "mechanisms": [list(run) for run in self.mechanisms]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Guarantee:
@@ -105,7 +128,14 @@ class Guarantee:
                 raise ConfigError(f"{name} of a guarantee must be {what}, got {data[name]!r}")
         if not all(isinstance(part, str) for part in (*data["covers"], *data["excludes"])):
             raise ConfigError("covers and excludes of a guarantee must hold text")
-        return cls(**{**data, "covers": tuple(data["covers"]), "excludes": tuple(data["excludes"])})
+        return cls(
+            **{
+                **data,
+                "covers": tuple(data["covers"]),
+                "excludes": tuple(data["excludes"]),
+                "mechanisms": _mechanisms(data["mechanisms"]),
+            }
+        )
 
     def _claim(self) -> list[str]:
         if self.epsilon is None and self.mode == PAPER:
@@ -118,13 +148,20 @@ class Guarantee:
         if self.epsilon is None:
             return ["Guarantee: none: trained without differential privacy."]
         return [
-            f"Guarantee: ({_rounded_up(self.epsilon)}, {self.delta:g})-differential privacy for the weights of "
+            f"Guarantee: ({rounded_up(self.epsilon)}, {self.delta:g})-differential privacy for the weights of "
             f"{_listed(self.covers)}. Whether any one of the {self.n_train} training {self.unit}s, with its labels, "
             "was used changes the probability of any outcome by a factor of at most exp(epsilon), but for delta.",
-            f"Accounted by {self.accountant}: {self.steps} steps, noise multiplier {_number(self.noise_multiplier)}, "
-            f"sample rate {_number(self.sample_rate)}, clipping norm {_number(self.max_grad_norm)}.",
+            _HOW[self.mode],
+            f"Accounted by {self.accountant}: {self._mechanism()}, clipping norm {_number(self.max_grad_norm)}.",
             f"The unit is one {self.unit}, not one person: whoever appears in several is protected less.",
         ]
+
+    def _mechanism(self) -> str:
+        runs = self.mechanisms or ((self.noise_multiplier, self.sample_rate, self.steps),)
+        return " and then ".join(
+            f"{steps} steps, noise multiplier {_number(sigma)}, sample rate {_number(rate)}"
+            for sigma, rate, steps in runs
+        )
 
     def _limits(self) -> list[str]:
         limits = ["It promises nothing about an image that the model is shown later: its feature may be inverted."]
@@ -170,6 +207,7 @@ _JSON_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "noise_multiplier": _MAYBE,
     "sample_rate": _MAYBE,
     "steps": ((int,), "a whole number"),
+    "mechanisms": _LIST,
     "max_grad_norm": _MAYBE,
     "reproducible_noise": ((bool,), "true or false"),
     "task_privacy": _TEXT,
@@ -177,18 +215,20 @@ _JSON_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 
 
 def guarantee_for(
-    config: DpConfig,
+    config: DpBudget,
     *,
     accountant: Accountant | None,
     n_train: int,
     task_privacy: str = "",
+    mode: str | None = None,
     covers: tuple[str, ...] | None = None,
     excludes: tuple[str, ...] | None = None,
 ) -> Guarantee:
     """The guarantee of a training that is over, from what its accountant really counted.
 
-    ``covers`` and ``excludes`` name weights in place of the mode's usual ones. With ``prv`` this takes up to seconds.
-    Raises `ConfigError` where ``config`` asked for DP and nothing was accounted.
+    ``mode`` is the configuration's own where that names one; ``covers`` and ``excludes`` name weights in place of the
+    mode's usual ones. With ``prv`` this takes up to seconds. Raises `ConfigError` where ``config`` asked for DP and
+    nothing was accounted.
     """
     if config.epsilon is None:
         usual = _PARTS[NONE][1]
@@ -197,14 +237,15 @@ def guarantee_for(
         )
     if accountant is None or accountant.steps == 0:
         raise ConfigError(f"a training with epsilon {config.epsilon} was asked for, but no private step was accounted")
+    mode = mode or str(getattr(config, "dp_mode", NONE))
     delta = config.delta_for(n_train)
     spent = accountant.epsilon(delta)
-    private = config.dp_mode != PAPER
+    private = mode != PAPER
     noise_multiplier, sample_rate, _ = accountant.history[0]
     one_run = len(accountant.history) == 1
-    usual_covers, usual_excludes = _PARTS[config.dp_mode]
+    usual_covers, usual_excludes = _PARTS[mode]
     return Guarantee(
-        mode=config.dp_mode,
+        mode=mode,
         n_train=n_train,
         covers=usual_covers if covers is None else covers,
         excludes=usual_excludes if excludes is None else excludes,
@@ -215,19 +256,22 @@ def guarantee_for(
         noise_multiplier=noise_multiplier if one_run else None,
         sample_rate=sample_rate if one_run else None,
         steps=accountant.steps,
+        mechanisms=accountant.history,
         max_grad_norm=config.max_grad_norm,
         reproducible_noise=config.noise_seed is not None,
         task_privacy=task_privacy,
     )
 
 
+def _mechanisms(runs: Any) -> tuple[tuple[float, float, int], ...]:
+    try:
+        return tuple((float(sigma), float(rate), int(steps)) for sigma, rate, steps in runs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"mechanisms of a guarantee must be (noise, rate, steps) each, got {runs!r}") from error
+
+
 def _listed(words: tuple[str, ...]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else "nothing"
-
-
-def _rounded_up(epsilon: float) -> str:
-    """Two decimals, never less than the truth."""
-    return f"{math.ceil(epsilon * 100) / 100:.2f}"
 
 
 def _number(value: float | None) -> str:

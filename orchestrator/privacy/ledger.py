@@ -20,7 +20,6 @@ image, and composition is by Renyi DP.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import sqlite3
 import time
@@ -33,7 +32,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from orchestrator.errors import BudgetExceededError, ConfigError, LedgerError, UnknownNameError
-from orchestrator.privacy.accounting import History, composed_epsilon
+from orchestrator.privacy.accounting import History, composed_epsilon, rounded_up
 
 _APPLICATION_ID: Final = 0x4D4D4C47
 _VERSION: Final = 1
@@ -238,7 +237,7 @@ class Ledger:
             account = self._account(fingerprint)
             key = (fingerprint, run, part, _fingerprint_of(secret))
             found = db.execute(
-                "SELECT id, noise_multiplier, sample_rate, steps, released FROM reservations "
+                "SELECT id, noise_multiplier, sample_rate, steps, charged, released FROM reservations "
                 "WHERE dataset = ? AND run = ? AND part = ? AND secret = ?",
                 key,
             ).fetchone()
@@ -438,26 +437,22 @@ def _check_limit(account: Account, mechanism: Mechanism, part: str) -> None:
     total = composed_epsilon((*_history(account.entries, held=True), wanted), delta)
     if total <= limit:
         return
+    spent, committed = rounded_up(account.spent(delta)), rounded_up(account.committed(delta))
     raise BudgetExceededError(
-        f"the privacy budget of {account.name} ({account.fingerprint[:12]}) does not have room for {part}: "
-        f"{_up(account.spent(delta))} of epsilon {limit:g} is spent and {_up(account.committed(delta))} with what is "
-        f"reserved; with this training it would be {_up(total)} (at delta {delta:g}, by RDP). Nothing was trained. "
-        "Ask for a smaller --epsilon, release what interrupted runs hold (pipelines/ledger.py show), or raise the limit"
+        f"the privacy budget of {account.name} ({account.fingerprint[:12]}) does not have room for {part}: {spent} of "
+        f"epsilon {limit:g} is spent and {committed} with what is reserved; with this training it would be "
+        f"{rounded_up(total)} (at delta {delta:g}, by RDP). Nothing was trained. Ask for a smaller --epsilon, release "
+        "what interrupted runs hold (pipelines/ledger.py show), or raise the limit"
     )
 
 
-def _up(epsilon: float) -> str:
-    """Two decimals, never less than the truth."""
-    return f"{math.ceil(epsilon * 100) / 100:.2f}" if math.isfinite(epsilon) else "infinity"
-
-
 def _same(found: tuple[Any, ...], mechanism: Mechanism, part: str) -> int:
-    number, sigma, q, steps, released = found
+    number, sigma, q, steps, charged, released = found
     if (sigma, q, steps) != (mechanism.noise_multiplier, mechanism.sample_rate, mechanism.steps):
         raise LedgerError(f"reservation {number} of {part} is for another training: start it anew, without --resume")
-    if released:
+    if released and charged < steps:
         raise LedgerError(f"reservation {number} of {part} was released: start the training anew, without --resume")
-    return int(number)
+    return int(number)  # a training that took all its steps may take them again: they release nothing new
 
 
 def _fingerprint_of(secret: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from orchestrator.errors import PrivacyRefusal, ProtocolError
 from orchestrator.privacy.accounting import load_opacus
+from orchestrator.privacy.clipping import PartClip
 from orchestrator.shard import WHOLE, Shard
 
 
 class PerExampleHooks:
     """Clipped sums of per-example gradients, by Opacus's layer hooks. Holds B gradients of the whole module at once.
 
-    Another way to the same sums (ghost clipping) has the same five methods.
+    `orchestrator.privacy.clipping.ClippedGradients` is another way to the same sums, for fewer kinds of layer.
 
     life:  idle --forward--> recorded --accumulate--> clipped --apply--> idle;  reset leads back to idle from anywhere
     The hooks record only between forward and accumulate: other uses of the module leave no trace.
@@ -32,7 +33,14 @@ class PerExampleHooks:
         max_grad_norm: float,
         expected_batch_size: float,
         generator: torch.Generator,
+        parts: Mapping[str, PartClip] | None = None,
     ) -> None:
+        """Raises `PrivacyRefusal` for ``parts``: Opacus clips all weights as one."""
+        if parts is not None:
+            raise PrivacyRefusal(
+                "parts of this network cannot be clipped apart: for that its trained layers must be Conv2d, Linear or "
+                "GroupNorm, without shared weights"
+            )
         load_opacus()
         from opacus.grad_sample import GradSampleHooks
         from opacus.optimizers import DPOptimizer

@@ -5,16 +5,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, PrivacyRefusal
 from orchestrator.optimisation import restore, snapshot
-from orchestrator.privacy.accounting import Accountant, noise_multiplier
-from orchestrator.privacy.dp import DpConfig, PrivateStep, refuse_unsafe
-from orchestrator.sampling import derive_seed
+from orchestrator.privacy.accounting import Accountant, History, noise_multiplier
+from orchestrator.privacy.clipping import PartClip
+from orchestrator.privacy.dp import DpBudget, DpConfig, PrivateStep, refuse_unsafe
+from orchestrator.sampling import BatchSampler, PoissonBatches, derive_seed
 from orchestrator.shard import WHOLE, Shard
 
 Charge: TypeAlias = Callable[[int], None]
@@ -43,23 +44,51 @@ class DpPlan:
     with the run's settings."""
     reproducible: bool
     """Whether the user fixed the seed."""
+    head_budget: float | None = None
+    """With two_budget: the head's share of 1 / sigma^2; None clips and noises all weights as one."""
+    head_max_grad_norm: float | None = None
+    """With two_budget: the head's own clipping norm."""
+    before: History = ()
+    """What was spent on the same images before, by trainings that this one builds on: it counts in what is printed."""
     charge: Charge | None = field(default=None, repr=False, compare=False)
     """Where every step is written down before it is taken; None keeps no ledger."""
 
     @classmethod
-    def make(cls, dp: DpConfig, *, n_train: int, sample_rate: float, steps: int, secret: int | None = None) -> DpPlan:
-        """Find the noise for which ``steps`` steps cost ``dp.epsilon``.
+    def make(
+        cls,
+        dp: DpBudget,
+        *,
+        n_train: int,
+        sample_rate: float,
+        steps: int,
+        secret: int | None = None,
+        before: History = (),
+        alike: tuple[tuple[float, int], ...] = (),
+        mode: str | None = None,
+    ) -> DpPlan:
+        """Find the noise for which ``steps`` steps cost ``dp.epsilon``, composed as `noise_multiplier` says.
 
-        ``secret`` is the seed of an interrupted training that is to be gone on with; by default a fresh one is drawn.
+        ``secret`` is the seed of its noise and batches: that of an interrupted training that is to be gone on with, and
+        never that of another training. By default the user's fixed one, or a fresh one.
         """
         if dp.epsilon is None:
             raise ConfigError("a private training needs an epsilon")
         delta = dp.delta_for(n_train)
         sigma = noise_multiplier(
-            epsilon=dp.epsilon, delta=delta, sample_rate=sample_rate, steps=steps, accountant=dp.accountant
+            epsilon=dp.epsilon,
+            delta=delta,
+            sample_rate=sample_rate,
+            steps=steps,
+            accountant=dp.accountant,
+            before=before,
+            alike=alike,
         )
+        mode = mode or (dp.dp_mode if isinstance(dp, DpConfig) else "surrogate_dp_modules")
+        apart = dp if isinstance(dp, DpConfig) and mode == "two_budget" else None
         return cls(
-            mode=dp.dp_mode,
+            mode=mode,
+            head_budget=apart.head_budget if apart else None,
+            head_max_grad_norm=(apart.head_max_grad_norm or dp.max_grad_norm) if apart else None,
             epsilon=dp.epsilon,
             delta=delta,
             noise_multiplier=sigma,
@@ -68,7 +97,7 @@ class DpPlan:
             steps=steps,
             accountant_kind=dp.accountant,
             n_train=n_train,
-            secret_seed=next(seed for seed in (dp.noise_seed, secret, secrets.randbits(63)) if seed is not None),
+            secret_seed=next(seed for seed in (secret, dp.noise_seed, secrets.randbits(63)) if seed is not None),
             reproducible=dp.noise_seed is not None,
         )
 
@@ -87,10 +116,15 @@ class DpPlan:
         optimizer: torch.optim.Optimizer,
         *,
         accountant: Accountant,
+        sampler: BatchSampler,
         head_path: nn.Module | None = None,
         shard: Shard = WHOLE,
     ) -> PrivateStep:
-        """The update that this plan describes. ``head_path`` is what follows the network: it is checked, not noised."""
+        """The update that this plan describes, for the batches of ``sampler``.
+
+        ``head_path`` is what follows the network: it is checked, not noised. Raises `PrivacyRefusal`.
+        """
+        self.refuse_other_sampling(sampler)
         if head_path is not None:
             refuse_unsafe(head_path)
         device = next(network.parameters()).device
@@ -107,7 +141,38 @@ class DpPlan:
             noise_generator=generator,
             accountant=accountant,
             shard=shard,
+            parts=self.parts(),
         )
+
+    def parts(self) -> dict[str, PartClip] | None:
+        """Beginning of a parameter's name to how that part of the network is clipped and noised; None: all as one.
+
+        Two parts with noise sigma_1 and sigma_2 cost what one would with 1/sigma^2 = 1/sigma_1^2 + 1/sigma_2^2.
+        """
+        if self.head_budget is None or self.head_max_grad_norm is None:
+            return None
+        rest, head = (self.noise_multiplier / share**0.5 for share in (1 - self.head_budget, self.head_budget))
+        return {
+            "": PartClip(max_grad_norm=self.max_grad_norm, noise_multiplier=rest),
+            HEADS: PartClip(max_grad_norm=self.head_max_grad_norm, noise_multiplier=head),
+        }
+
+    def refuse_other_sampling(self, sampler: BatchSampler) -> None:
+        """Raise `PrivacyRefusal` unless every example enters a batch by itself, with the accounted probability."""
+        if not isinstance(sampler, PoissonBatches):
+            raise PrivacyRefusal(
+                f"the accountant assumes that every image enters a batch by itself, with probability "
+                f"{self.sample_rate:g}; {type(sampler).__name__} does not draw like that: use PoissonBatches"
+            )
+        if (sampler.n, sampler.sample_rate) != (self.n_train, self.sample_rate):
+            raise PrivacyRefusal(
+                f"the sampler draws from {sampler.n} images with probability {sampler.sample_rate:g}, but "
+                f"{self.n_train} images with probability {self.sample_rate:g} are accounted: make both from one plan"
+            )
+
+
+HEADS: Final = "heads."
+"""What the parameters of heads are called in a `orchestrator.network.LogitNetwork`."""
 
 
 class SeededPrivateStep(PrivateStep):

@@ -8,13 +8,22 @@ from orchestrator.assembly import SessionPlan
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.errors import CheckpointError
+from orchestrator.privacy.accounting import History
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.runs.apart import publish_apart
 from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
-from orchestrator.runs.opening import open_data
+from orchestrator.runs.opening import OpenData, open_data
 from orchestrator.runs.phase_two import SessionResult, run_session
+from orchestrator.runs.private_modules import (
+    MODE,
+    PART,
+    guarantee_with_modules,
+    heads_only,
+    spent_before,
+    train_private_modules,
+)
 from orchestrator.runs.publishing import (
     check_unpublished,
     fixed_modules,
@@ -22,8 +31,10 @@ from orchestrator.runs.publishing import (
     network_of,
     settings_of,
     task_entry,
+    task_privacy_words,
 )
 from orchestrator.settings import AddTaskSettings
+from orchestrator.updates import make_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +70,13 @@ def _add_task(
     mine = published.get(settings.task)
     if mine is not None and folder.published_here(mine.run_id):
         unchanged = _check_unchanged(catalog, encoder.version, before)
-        return AddOutcome(encoder=encoder, task=mine, guarantee=guarantee, unchanged=unchanged, session=None)
+        promised = Guarantee.from_json(dict(mine.guarantee))
+        return AddOutcome(encoder=encoder, task=mine, guarantee=promised, unchanged=unchanged, session=None)
     check_unpublished(encoder, published, (settings.task,))
     apart_from = folder.recall("apart_from", sorted(published))
     folder.remember(encoder_version=encoder.version, apart_from=apart_from, before=before)
     known = {task: record for task, record in published.items() if task in apart_from}
     opened = open_data(settings_of(encoder, settings.data), observer, fingerprint=encoder.data_fingerprint)
-    Budget(opened.table, folder, settings.runtime).outside(without_noise([f"module and head of {settings.task}"]))
     network = network_of(encoder, head=settings.head, module=settings.module)
     plan = SessionPlan(
         data=opened.training_data((settings.task,)),
@@ -79,6 +90,12 @@ def _add_task(
         device=settings.runtime.device,
         threads=settings.runtime.threads,
     )
+
+    if settings.dp.epsilon is not None:
+        spent = spent_before(encoder, known, settings.task_privacy)
+        plan, guarantee = _under_dp(settings, plan, guarantee, spent, opened, folder, observer)
+    else:
+        Budget(opened.table, folder, settings.runtime).outside(without_noise([f"module and head of {settings.task}"]))
 
     def entries(session: SessionResult) -> list[TaskEntry]:
         head = session.heads[settings.task]
@@ -117,6 +134,43 @@ def _add_task(
         guarantee=guarantee,
         unchanged=_check_unchanged(catalog, encoder.version, before),
         session=session,
+    )
+
+
+def _under_dp(
+    settings: AddTaskSettings,
+    plan: SessionPlan,
+    guarantee: Guarantee,
+    spent: History,
+    opened: OpenData,
+    folder: RunFolder,
+    observer: RunObserver,
+) -> tuple[SessionPlan, Guarantee]:
+    """The module under DP; then the session that is left to do, and what encoder and module promise together."""
+    budget, dp = Budget(opened.table, folder, settings.runtime), settings.dp
+    mechanism = make_plan(
+        dp,
+        n_train=len(opened.splits.train),
+        batch_size=settings.training.batch_size,
+        epochs=settings.training.epochs,
+        secret=folder.secret(PART, fixed=dp.noise_seed),
+        mode=MODE,
+    )
+    assert mechanism is not None
+    modules = train_private_modules(
+        plan,
+        budget.reserve(mechanism, PART),
+        dp,
+        before=spent,
+        runtime=settings.runtime,
+        folder=folder,
+        budget=budget,
+        observer=observer,
+    )
+    budget.outside(without_noise([f"head of {settings.task}"]))
+    words = task_privacy_words(settings.task_privacy)
+    return heads_only(plan, modules), guarantee_with_modules(
+        guarantee, spent, dp, modules, task_privacy=words, task=settings.task
     )
 
 

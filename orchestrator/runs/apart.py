@@ -31,7 +31,8 @@ def publish_apart(
     """Publish what a session trained, by compare-and-swap.
 
     If somebody published another task since the session began, the new pairs are trained apart for a few epochs more,
-    and publication is tried again. Returns what was published, and the session that trained it last.
+    unless the modules are finished, and publication is tried again. Returns what was published, and the session that
+    trained it last.
     """
     for _ in range(_ATTEMPTS):
         observer.on_stage("publishing")
@@ -42,6 +43,11 @@ def publish_apart(
             published = catalog.tasks(encoder.version)
             check_unpublished(encoder, published, tuple(plan.data.specs), private=tuple(plan.data.specs))
             newcomers = ", ".join(sorted(set(published) - expected))
+            if plan.modules is not None:
+                # Trained under DP: to push them further apart would be a further private training.
+                observer.on_stage(f"{newcomers} was published meanwhile; the modules stay as they are")
+                plan = dataclasses.replace(plan, fixed_modules=fixed_modules(catalog, encoder, published))
+                continue
             observer.on_stage(f"keeping {', '.join(plan.data.specs)} apart from {newcomers}, published meanwhile")
             plan = dataclasses.replace(
                 with_epochs(plan, plan.config.epochs + plan.config.conflict_epochs),

@@ -24,12 +24,15 @@ from filelock import FileLock, Timeout
 from orchestrator.checkpoint import write_atomically
 from orchestrator.checkpoints import Checkpoints, make_private
 from orchestrator.config import to_mapping
-from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.errors import CheckpointError, ConfigError, LedgerError, PartyLostError, UnavailableError
+from orchestrator.sampling import derive_seed
 from orchestrator.settings import RuntimeSettings
 
 _NOTES: Final = "run.json"
 _LOCK: Final = "lock"
 _VERSION: Final = 1
+_PASSING: Final = (UnavailableError, PartyLostError, LedgerError, OSError, KeyboardInterrupt)
+"""What may be over when the run is resumed, without anything having been changed."""
 
 
 class RunFolder:
@@ -104,10 +107,11 @@ class RunFolder:
     def secret(self, part: str, *, fixed: int | None = None) -> int:
         """The seed of one private training's noise and batches: drawn once from the operating system, then the same.
 
-        ``fixed`` is the user's own, and stands in the settings already.
+        ``fixed`` is the user's own, and stands in the settings already. Every part has a stream of its own: noise that
+        is used twice on different gradients cancels in their difference.
         """
         if fixed is not None:
-            return fixed
+            return derive_seed(fixed, part)
         kept: dict[str, int] = self.recall("secrets", {})
         if part not in kept:
             self.remember(secrets={**kept, part: secrets.randbits(63)})
@@ -142,6 +146,8 @@ class RunFolder:
     ) -> None:
         if kind is None or not self._worth_resuming():
             self.finish()
+        elif isinstance(error, _PASSING):
+            error.add_note("Nothing that was trained is lost: the same command with --resume goes on from there")
         self._lock.release()
 
     def _worth_resuming(self) -> bool:

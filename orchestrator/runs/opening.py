@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.consumer import ConsumerConfig
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, PrivacyRefusal
 from orchestrator.ports import ConsumerPort, ProducerPort
 from orchestrator.runs.observer import RunObserver
 from orchestrator.settings import DataSettings, RuntimeSettings
@@ -47,6 +52,26 @@ def open_data(settings: DataSettings, observer: RunObserver, *, fingerprint: str
         )
     splits = split_rows(len(table), seed=settings.split_seed, fractions=settings.fractions, groups=table.groups)
     return OpenData(table=table, splits=splits)
+
+
+def open_public(source: str, opened: OpenData, tasks: Sequence[str], settings: DataSettings) -> TrainingData:
+    """Public images for the heads of ``tasks``, as the private ones are read. Raises if one of them is private."""
+    table, private = open_dataset(source, image_size=settings.image_size, options=settings.options), opened.table
+    for task in tasks:
+        theirs, ours = table.spec(task).classes, private.spec(task).classes
+        if theirs != ours:
+            raise DataError(f"{task!r} has the classes {', '.join(theirs)} in {source}, not {', '.join(ours)}")
+    if shared := {_pixels(image) for image in table.images} & {_pixels(image) for image in private.images}:
+        raise PrivacyRefusal(
+            f"{len(shared)} image(s) of {source} are in {settings.data} too: what is private cannot be public. "
+            "Take them out of one of the two"
+        )
+    public = TrainingData.of(table, {"train": np.arange(len(table))}, tuple(tasks))
+    return dataclasses.replace(public, normalisation=private.normalisation, flip=private.flip)
+
+
+def _pixels(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 @contextmanager

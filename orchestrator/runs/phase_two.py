@@ -28,6 +28,8 @@ class SessionResult:
     validation: Mapping[str, EvaluationReport]
     test: Mapping[str, EvaluationReport]
     epochs: list[EpochReport]
+    quarantined: Mapping[str, str]
+    """Task to the reason why it was stopped; it has no head here, and must not be published."""
     state: Mapping[str, Any] = field(repr=False)
     """From which a further session goes on."""
 

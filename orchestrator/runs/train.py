@@ -3,9 +3,11 @@
 algorithm   phase 1                             phase 2
 both        E on the private attribute, DP      g_i, M_i on the frozen E, with the dissimilarity term
 task        -                                   E, g_i, M_i jointly, no DP, with the dissimilarity term
-input       surrogate_then_freeze: as both      g_i, M_i on the frozen E, no dissimilarity term
-            whole: E, g_i, M_i, DP              -
+input       whole, two_budget: E, g_i, M_i, DP  -
             encoder_only_paper: -               E, g_i with DP from live consumers; no guarantee
+            other modes: as both                g_i, M_i on the frozen E, no dissimilarity term
+
+In surrogate_dp_modules the g_i of phase 2 are trained with DP, and then the M_i on what these give.
 """
 
 from __future__ import annotations
@@ -20,17 +22,26 @@ from torch import Tensor
 from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
-from orchestrator.encoder_training import EncoderResult, make_plan
+from orchestrator.checkpoint import load_tensors
+from orchestrator.encoder_training import EncoderResult
 from orchestrator.models.modules import ModuleConfig
-from orchestrator.privacy.accounting import Accountant
+from orchestrator.privacy.accounting import Accountant, History
 from orchestrator.privacy.guarantee import Guarantee, guarantee_for
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.runs.apart import publish_apart
 from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
-from orchestrator.runs.opening import OpenData, open_data
+from orchestrator.runs.opening import OpenData, open_data, open_public
 from orchestrator.runs.phase_two import SessionResult, run_session
+from orchestrator.runs.private_modules import (
+    PART,
+    guarantee_with_modules,
+    heads_only,
+    run_job,
+    spent_before,
+    train_private_modules,
+)
 from orchestrator.runs.publishing import (
     check_unpublished,
     encoder_record,
@@ -43,7 +54,11 @@ from orchestrator.runs.publishing import (
 )
 from orchestrator.settings import TrainSettings
 from orchestrator.tracking import Tracker
-from orchestrator.train_job import EncoderJob, train_encoder, train_encoder_here
+from orchestrator.train_job import EncoderJob
+from orchestrator.updates import make_plan, poisson_schedule
+
+_COVER_ALL = frozenset({"whole", "two_budget", "public_head", "frozen_head"})
+"""Modes whose phase 1 covers module and head as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +95,7 @@ class TrainRun:
                     return self._train_jointly(data, private=False)
                 case ("input", "encoder_only_paper"):
                     return self._train_jointly(data, private=True)
-                case ("input", "whole"):
+                case ("input", "whole" | "two_budget"):
                     return self._train_wholly_private(data)
                 case _:
                     return self._two_phases(data)
@@ -92,6 +107,8 @@ class TrainRun:
 
         The encoder is published as soon as it is trained: its budget is spent, and phase 2 may be run again.
         """
+        if self._private_modules and self.settings.phase == "all":
+            self._modules_plan(before=None)  # a run that would end without modules does not begin
         result = self._phase_one(data, self.private or self.settings.tasks)
         guarantee = self._guarantee(result.accountant)
         encoder = self._publish_encoder(result.encoder, guarantee)
@@ -110,7 +127,8 @@ class TrainRun:
         private = tuple(t for t in self.private if not (t in published and published[t].private))
         tasks = (*private, *self.settings.tasks)
         if done := self._published_before(published, tasks):
-            return TrainOutcome(encoder=encoder, tasks=done, guarantee=guarantee, session=None)
+            promised = Guarantee.from_json(dict(done[-1].guarantee))
+            return TrainOutcome(encoder=encoder, tasks=done, guarantee=promised, session=None)
         check_unpublished(encoder, published, tasks, private=private)
         # An interrupted run goes on with the tasks that it knew of: what came since was published meanwhile.
         apart_from = self.folder.recall("apart_from", sorted(published))
@@ -121,19 +139,41 @@ class TrainRun:
             where = settings_of(encoder, self.settings.data.data)
             self.opened = open_data(where, self.observer, fingerprint=encoder.data_fingerprint)
         data = self.opened.training_data(tasks)
-        self._budget.outside(without_noise([f"module and head of {task}" for task in tasks]))
         plan = self._session_plan(data, encoder=weights, fixed=fixed_modules(self.catalog, encoder, known))
+        if self._private_modules:
+            before = spent_before(encoder, known, self.settings.task_privacy)
+            plan, guarantee = self._modules(plan, guarantee, before)
+        else:
+            self._budget.outside(without_noise([f"module and head of {task}" for task in tasks]))
         records, session = publish_apart(
             plan,
             self._session(plan),
             encoder=encoder,
-            entries=lambda trained: [self._entry(data, task, trained, guarantee) for task in tasks],
+            entries=lambda trained: self._entries(data, trained, guarantee),
             catalog=self.catalog,
             runtime=self.settings.runtime,
             observer=self.observer,
             run_id=self.tracker.run_id,
         )
         return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
+
+    def _modules(self, plan: SessionPlan, encoder: Guarantee, before: History) -> tuple[SessionPlan, Guarantee]:
+        """The modules under DP; then the session that is left to do, and what encoder and modules promise together."""
+        settings, dp = self.settings, self.settings.dp
+        mechanism = self._modules_plan(before=before if settings.phase == "tasks" else None)
+        modules = train_private_modules(
+            plan,
+            mechanism,
+            dp,
+            before=before,
+            runtime=settings.runtime,
+            folder=self.folder,
+            budget=self._budget,
+            observer=self.observer,
+        )
+        self._budget.outside(without_noise([f"head of {task}" for task in plan.data.specs]))
+        words = task_privacy_words(settings.task_privacy)
+        return heads_only(plan, modules), guarantee_with_modules(encoder, before, dp, modules, task_privacy=words)
 
     def _train_jointly(self, data: TrainingData, *, private: bool) -> TrainOutcome:
         """Lines 5-7 without DP (task privacy only), lines 1-4 with it (live consumers; no guarantee)."""
@@ -142,7 +182,7 @@ class TrainRun:
         self._budget.release("session")
         guarantee = self._guarantee(session.state["producer"]["accountant"])
         encoder = self._publish_encoder(session.encoder_weights(), guarantee)
-        records = self._publish(encoder, [self._entry(data, task, session, guarantee) for task in data.specs])
+        records = self._publish(encoder, self._entries(data, session, guarantee))
         return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
 
     def _train_wholly_private(self, data: TrainingData) -> TrainOutcome:
@@ -157,17 +197,39 @@ class TrainRun:
 
     # -- steps of a branch -----------------------------------------------------------------------------------------
 
-    def _plan(self, training: Any, *, part: str) -> DpPlan | None:
+    @property
+    def _private_modules(self) -> bool:
+        return self.settings.dp.dp_mode == "surrogate_dp_modules" and self.settings.dp.epsilon is not None
+
+    def _plan(self, training: Any, *, part: str, **composed: Any) -> DpPlan | None:
         """The private training of one part, its budget reserved; None where it is trained without DP."""
-        private = self.settings.dp.epsilon is not None
+        dp = self.settings.dp
         plan = make_plan(
-            self.settings.dp,
+            dp,
             n_train=len(self.opened.splits.train),
             batch_size=training.batch_size,
             epochs=training.epochs,
-            secret=self.folder.secret(part) if private else None,
+            secret=self.folder.secret(part, fixed=dp.noise_seed) if dp.epsilon is not None else None,
+            **composed,
         )
         return None if plan is None else self._budget.reserve(plan, part)
+
+    def _encoder_plan(self) -> DpPlan | None:
+        """Of phase 1. With surrogate_dp_modules, epsilon has to last for the modules as well."""
+        return self._plan(self.settings.encoder, part="encoder", **self._beside(self.settings.training))
+
+    def _modules_plan(self, *, before: History | None) -> DpPlan:
+        """Of the modules: after an encoder that cost ``before``, or with the same noise as this run's own encoder."""
+        composed = self._beside(self.settings.encoder) if before is None else {"before": before}
+        plan = self._plan(self.settings.training, part=PART, **composed)
+        assert plan is not None
+        return plan
+
+    def _beside(self, other: Any) -> dict[str, Any]:
+        if not self._private_modules:
+            return {}
+        n = len(self.opened.splits.train)
+        return {"alike": (poisson_schedule(n, batch_size=other.batch_size, epochs=other.epochs),)}
 
     @property
     def _budget(self) -> Budget:
@@ -181,11 +243,12 @@ class TrainRun:
     def _phase_one(self, data: TrainingData, labelled: tuple[str, ...]) -> EncoderResult:
         self.observer.on_stage("phase 1: the encoder")
         settings, runtime = self.settings, self.settings.runtime
+        public, head_weights = self._public(labelled), self._head_weights()
         job = EncoderJob(
             data=TrainingData.of(self.opened.table, data.rows, labelled),
             network=self.network,
             config=settings.encoder,
-            plan=self._plan(settings.encoder, part="encoder"),
+            plan=self._encoder_plan(),
             surrogate_head=settings.dp.surrogate,
             seed=settings.seed,
             device=runtime.device,
@@ -194,15 +257,20 @@ class TrainRun:
             restarts=runtime.restarts,
             checkpoints=self.folder.checkpoints("encoder", identity=self.opened.table.fingerprint),
             checkpoint_steps=runtime.checkpoint_steps,
+            public=public,
+            head_weights=head_weights,
         )
-        progress, note = self.observer.on_encoder_progress, self.observer.on_stage
-        if runtime.engine == "process":
-            result = train_encoder_here(job, progress=progress, note=note)
-        else:
-            name = f"encoder-{self.tracker.run_id}"
-            result = train_encoder(job, storage=runtime.storage_path / "train", name=name, progress=progress, note=note)
+        result: EncoderResult = run_job(job, runtime, self.observer, name=f"encoder-{self.tracker.run_id}")
         self._budget.release("encoder")
         return result
+
+    def _public(self, labelled: tuple[str, ...]) -> TrainingData | None:
+        source = self.settings.dp.public_data
+        return None if source is None else open_public(source, self.opened, labelled, self.settings.data)
+
+    def _head_weights(self) -> Mapping[str, Tensor] | None:
+        path = self.settings.dp.head_weights
+        return None if path is None else load_tensors(path)
 
     def _session_plan(
         self,
@@ -238,13 +306,15 @@ class TrainRun:
         if accounted is not None:
             accountant = Accountant(dp.accountant)
             accountant.load_state_dict(accounted)
-        later = self.settings.algorithm == "both" and dp.dp_mode == "whole"
+        jointly = self.settings.algorithm == "input" and dp.dp_mode in {"whole", "two_budget"}
+        later = bool(self.private) and dp.dp_mode in _COVER_ALL and not jointly
         return guarantee_for(
             dp,
             accountant=accountant,
             n_train=len(self.opened.splits.train),
             task_privacy=task_privacy_words(self.settings.task_privacy),
-            # The tasks of phase 2 are trained without noise, on top of what phase 1 covered.
+            # What phase 2 adds to the encoder is no part of what phase 1 promises.
+            mode="surrogate_then_freeze" if self._private_modules else None,
             covers=("encoder", "the private attribute's module", "its classifier") if later else None,
             excludes=("the tasks' modules", "the tasks' heads") if later else None,
         )
@@ -265,6 +335,13 @@ class TrainRun:
             run_id=self.tracker.run_id,
         )
         return self.catalog.publish_encoder(record, weights)
+
+    def _entries(self, data: TrainingData, session: SessionResult, guarantee: Guarantee) -> list[TaskEntry]:
+        """Of every task but those in quarantine, which are not published."""
+        self.folder.remember(quarantined=sorted(session.quarantined))
+        for task, reason in session.quarantined.items():
+            self.observer.on_stage(f"{task} is in quarantine and is not published: {reason}")
+        return [self._entry(data, task, session, guarantee) for task in data.specs if task not in session.quarantined]
 
     def _entry(self, data: TrainingData, task: str, session: SessionResult, guarantee: Guarantee) -> TaskEntry:
         head = session.heads[task]
@@ -304,5 +381,6 @@ class TrainRun:
 
     def _published_before(self, published: Mapping[str, TaskRecord], tasks: Sequence[str]) -> tuple[TaskRecord, ...]:
         """These tasks, if an earlier process of this very run published them before it died."""
+        tasks = [t for t in tasks if t not in self.folder.recall("quarantined", [])]
         mine = [published[t] for t in tasks if t in published and self.folder.published_here(published[t].run_id)]
         return tuple(mine) if len(mine) == len(tasks) else ()

@@ -19,6 +19,8 @@ CLASSES = {
     "train": settings.TrainSettings,
     "add_task": settings.AddTaskSettings,
     "evaluate": settings.EvaluateSettings,
+    "ledger": settings.LedgerSettings,
+    "audit": settings.AuditSettings,
 }
 
 

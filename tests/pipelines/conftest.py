@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +52,10 @@ def write_parquet(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A storage folder of its own."""
+def home(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A storage folder of its own, with an empty tracking store."""
+    (tmp_path / "home").mkdir()
+    shutil.copy(mlflow_template, tmp_path / "home" / "mlflow.db")
     monkeypatch.setenv("METAMORPHOSIS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from orchestrator.config import read_toml
+from orchestrator.errors import UnavailableError
 from orchestrator.settings import TrainSettings
 from pipelines.command import execute, parse, preset_names, preset_path
 from tasks.errors import ConfigError, MetaMorphosisError
@@ -64,6 +65,13 @@ def test_the_exit_status_says_whose_mistake_it_was(capsys, error, status):
 def test_a_full_disk_is_named(capsys):
     execute("EvaluateSettings", raise_it(OSError(28, "No space left on device", "/somewhere")), [], prog="x")
     assert "No space left on device: /somewhere" in capsys.readouterr().err
+
+
+def test_an_error_takes_along_what_was_noted_on_its_way(capsys):
+    error = UnavailableError("no server")
+    error.add_note("Nothing is lost")
+    execute("EvaluateSettings", raise_it(error), [], prog="x")
+    assert capsys.readouterr().err == "error: no server. Nothing is lost\n"
 
 
 def test_the_help_explains_every_flag(capsys):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import threading
 from pathlib import Path
 
 import mlflow
 import pytest
+import safetensors.torch
+import torch
 from mlflow import MlflowClient
+from PIL import Image
 
 from orchestrator.catalog import Catalog
+from orchestrator.network import NetworkConfig
 from orchestrator.privacy.guarantee import Guarantee
+from orchestrator.privacy.ledger import Account, Ledger
 from pipelines import add_task, evaluate, train
 from pipelines.command import execute
 
@@ -37,6 +44,21 @@ def catalog(home: Path) -> Catalog:
         (["--epsilon", "8"], {"who", "pose", "glasses"}, {"encoder"}),
         (
             ["--epsilon", "8", "--dp-mode", "whole"],
+            {"who", "pose", "glasses"},
+            {"encoder", "the private attribute's module", "its classifier"},
+        ),
+        (
+            ["--epsilon", "8", "--dp-mode", "surrogate_dp_modules"],
+            {"who", "pose", "glasses"},
+            {"encoder"},
+        ),
+        (
+            ["--epsilon", "8", "--dp-mode", "two_budget"],
+            {"who", "pose", "glasses"},
+            {"encoder", "the private attribute's module", "its classifier"},
+        ),
+        (
+            ["--epsilon", "8", "--dp-mode", "frozen_head"],
             {"who", "pose", "glasses"},
             {"encoder", "the private attribute's module", "its classifier"},
         ),
@@ -66,8 +88,86 @@ def test_every_branch_publishes_what_it_trained_with_what_is_true_of_it(home, wr
     assert set(guarantee.covers) == covers
     assert (guarantee.epsilon is not None) == bool(covers)
     assert (guarantee.nominal_epsilon is not None) == ("encoder_only_paper" in flags)
+    modules = {"metamorphosis modules"} if "surrogate_dp_modules" in flags else set()
     for record in records.values():
-        assert Guarantee.from_json(dict(record.guarantee)).covers == guarantee.covers
+        assert set(Guarantee.from_json(dict(record.guarantee)).covers) == covers | modules
+
+
+def turned(image: bytes) -> bytes:
+    """The same picture upside down: another one."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(image)).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ledger(home: Path) -> Account:
+    with Ledger(home / "ledger.db") as opened:
+        return opened.accounts()[0]
+
+
+def test_modules_under_dp_share_the_budget_with_the_encoder_and_added_ones_come_on_top(home, write_parquet, capsys):
+    data = ["--data", write_parquet(), "--dp-mode", "surrogate_dp_modules", "--epsilon", "8"]
+    assert run_train(*data, "--private", "who", "--tasks", "pose") == 0
+    encoder = Guarantee.from_json(dict(catalog(home).encoder("1")[0].guarantee))
+    pose = Guarantee.from_json(dict(catalog(home).tasks("1")["pose"].guarantee))
+    assert encoder.epsilon < pose.epsilon <= 8.0
+    assert pose.epsilon > 7.9
+    assert {e.part for e in ledger(home).entries} == {"encoder", "modules"}
+    assert all(e.charged == e.mechanism.steps and e.released for e in ledger(home).entries)
+    notes = [what for _, _, what in ledger(home).outside]
+    assert "head of who, head of pose: trained without noise" in notes
+    before = catalog(home).published_hashes("1")
+
+    assert run_add("glasses", "--epsilon", "4", "--accountant", "rdp") == 0
+    added = Guarantee.from_json(dict(catalog(home).tasks("1")["glasses"].guarantee))
+    assert added.covers == ("encoder", "the module of glasses")
+    assert added.epsilon > pose.epsilon, "it was kept apart from modules that cost something themselves"
+    spent = ledger(home).spent(added.delta)
+    assert added.epsilon == pytest.approx(spent), "all that was ever trained on these images is in this statement"
+    assert {name: catalog(home).published_hashes("1")[name] for name in before} == before
+    assert f"({math.ceil(added.epsilon * 100) / 100:.2f}," in capsys.readouterr().out
+
+
+def test_a_module_under_dp_may_not_learn_from_what_has_no_guarantee(home, write_parquet, capsys):
+    assert run_train("--data", write_parquet(), "--private", "who", "--tasks", "pose", "--epsilon", "8") == 0
+    assert run_add("glasses", "--epsilon", "4") == 2
+    assert "the module of 'who' was trained without noise" in capsys.readouterr().err
+    assert run_add("glasses", "--epsilon", "4", "--omega", "0") == 0
+    assert set(catalog(home).tasks("1")) == {"who", "pose", "glasses"}
+
+
+def test_a_module_under_dp_on_an_encoder_without_a_guarantee_is_refused(home, write_parquet, capsys):
+    assert run_train("--data", write_parquet(), "--tasks", "pose", "--algorithm", "task") == 0
+    assert run_add("glasses", "--epsilon", "4") == 2
+    assert "encoder 1 has no guarantee" in capsys.readouterr().err
+
+
+def test_a_public_head_takes_public_images_and_refuses_private_ones(home, write_parquet, capsys):
+    data = ["--data", write_parquet(), *SOLD, "--epsilon", "8", "--dp-mode", "public_head"]
+    assert run_train(*data) == 2
+    assert "--public-data go together" in capsys.readouterr().err
+
+    def other(columns):
+        columns["image"] = [turned(image) for image in columns["image"]]
+
+    def mixed(columns):
+        same = columns["image"][0]
+        other(columns)
+        columns["image"][7] = same
+
+    def renamed(columns):
+        other(columns)
+        columns["who"] = [f"x{name}" for name in columns["who"]]
+
+    assert run_train(*data, "--public-data", write_parquet(mixed, "mixed.parquet")) == 2
+    assert "1 image(s) of parquet:" in capsys.readouterr().err
+    assert run_train(*data, "--public-data", write_parquet(renamed, "renamed.parquet")) == 2
+    assert "'who' has the classes xperson0" in capsys.readouterr().err
+    assert not (home / "ledger.db").exists(), "what is refused for its public data has reserved nothing"
+    assert run_train(*data, "--public-data", write_parquet(other, "public.parquet")) == 0
+    guarantee = Guarantee.from_json(dict(catalog(home).encoder("1")[0].guarantee))
+    assert "its classifier" in guarantee.covers
+    assert "The public images are not protected" in guarantee.statement()
 
 
 def test_phase_two_can_be_run_later_on_the_published_encoder(home, write_parquet):
@@ -151,14 +251,26 @@ def test_a_task_that_is_overtaken_is_trained_apart_from_the_newcomer_before_it_i
     assert set(catalog(home).tasks("1")) == {"glasses", "pose"}
 
 
-def run_add(task: str) -> int:
-    flags = [task, "--engine", "process", "--threads", "1", "--epochs", "2", "--conflict-epochs", "1"]
+def test_a_frozen_head_may_be_given_as_a_file(home, write_parquet, tmp_path, capsys):
+    data = ["--data", write_parquet(), *SOLD, "--epsilon", "8", "--dp-mode", "frozen_head"]
+    head = NetworkConfig(split_index=5, head="linear").build_heads({"who": 4}, 16, seed=7)["who"]
+    safetensors.torch.save_file(head.state_dict(), tmp_path / "head.safetensors")
+    assert run_train(*data, "--head-weights", str(tmp_path / "head.safetensors")) == 0
+    _, _, published = catalog(home).load_task("1", "who")
+    assert all(torch.equal(published[name], value) for name, value in head.state_dict().items())
+    (tmp_path / "head.safetensors").write_bytes(b"no head")
+    assert run_train(*data, "--head-weights", str(tmp_path / "head.safetensors")) == 1
+    assert "is truncated" in capsys.readouterr().err
+
+
+def run_add(task: str, *more: str) -> int:
+    flags = [task, "--engine", "process", "--threads", "1", "--epochs", "2", "--conflict-epochs", "1", *more]
     return execute("AddTaskSettings", add_task.run, flags, prog="add_task.py")
 
 
 def test_the_evaluation_writes_table_figure_and_numbers(home, write_parquet, tmp_path, capsys):
     assert run_train("--data", write_parquet(), *SOLD, "--epsilon", "8") == 0
-    flags = ["--engine", "process", "--alone", "1", "--out", str(tmp_path / "out"), "--threads", "1"]
+    flags = ["--engine", "process", "--alone", "1", "--ceiling", "1", "--out", str(tmp_path / "out"), "--threads", "1"]
     assert execute("EvaluateSettings", evaluate.run, flags, prog="evaluate.py") == 0
     out = capsys.readouterr().out
     for word in ("swap", "linear", "cnn", "chance", "floor", "excess", "private"):
@@ -170,4 +282,6 @@ def test_the_evaluation_writes_table_figure_and_numbers(home, write_parquet, tmp
         ("glasses", "pose"),
         ("glasses", "who"),
     }
+    assert [ceiling["target"] for ceiling in numbers["ceilings"]] == ["pose", "glasses", "who"]
+    assert all(0 <= ceiling["images"] <= 1 and ceiling["universal"] is not None for ceiling in numbers["ceilings"])
     assert (tmp_path / "out" / "leakage.png").read_bytes().startswith(b"\x89PNG")

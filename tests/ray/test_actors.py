@@ -8,13 +8,16 @@ import signal
 from contextlib import contextmanager
 
 import pytest
+from tiny import tiny_training_data
 
 from orchestrator.checkpoint import weights_hash
 from orchestrator.errors import NonFiniteLossError, PartyLostError, ProtocolError
+from orchestrator.ports import Ready
 from orchestrator.runs import phase_two
 from orchestrator.runs.observer import SilentObserver
 from orchestrator.runs.opening import open_parties
 from orchestrator.runs.phase_two import run_session
+from orchestrator.session import Session
 from orchestrator.settings import RuntimeSettings
 
 pytestmark = [
@@ -103,6 +106,38 @@ def test_a_party_that_is_killed_is_started_again_and_nothing_changes_in_the_end(
     assert weights_hash(disturbed.weights) == weights_hash(undisturbed.weights)
     assert [e.losses for e in disturbed.epochs] == [pytest.approx(e.losses, abs=1e-6) for e in undisturbed.epochs]
     assert disturbed.test == undisturbed.test
+
+
+class Broken:
+    """A tenant on Ray that sends nothing but NaN, or whose process raises."""
+
+    def __init__(self, consumer, *, raises: bool) -> None:
+        self._consumer, self._raises, self.task = consumer, raises, consumer.task
+
+    def __getattr__(self, name):
+        return getattr(self._consumer, name)
+
+    def learn(self, batch):
+        if self._raises:
+            wrong = dataclasses.replace(batch.result(), subset="validation", step=7)
+            return self._consumer.learn(Ready(wrong))
+        answer = self._consumer.learn(batch).result()
+        return Ready(dataclasses.replace(answer, gradient=answer.gradient * float("nan")))
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["NaN", "raises"])
+def test_a_tenant_is_in_quarantine_and_the_other_is_trained_to_the_same_bytes(tiny_plan, raises):
+    alone = dataclasses.replace(tiny_plan, data=tiny_training_data(("bright",)))
+    expected = run_session(alone, HERE, SilentObserver())
+    with open_parties(tiny_plan, RAY) as (producer, consumers):
+        parties = [Broken(c, raises=raises) if c.task == "left" else c for c in consumers]
+        session = Session(producer, parties, steps_per_epoch=tiny_plan.steps_per_epoch, epochs=2)
+        session.start()
+        session.run()
+        outcome = session.finish()
+    assert ("step 7" if raises else "NaN or infinity") in outcome.quarantined["left"]
+    assert outcome.test == expected.test
+    assert all(outcome.weights[name].equal(value) for name, value in expected.weights.items())
 
 
 def test_closing_ends_every_process_of_the_session(tiny_plan):

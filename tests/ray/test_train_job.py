@@ -12,11 +12,12 @@ from tiny import TINY_NETWORK, tiny_training_data
 
 from orchestrator.checkpoint import weights_hash
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.encoder_training import EncoderTrainingConfig, make_plan
+from orchestrator.encoder_training import EncoderTrainingConfig
 from orchestrator.errors import NonFiniteLossError
 from orchestrator.privacy.dp import DpConfig
 from orchestrator.privacy.ledger import Ledger, LedgerCharge, Mechanism
 from orchestrator.train_job import EncoderJob, train_encoder, train_encoder_here
+from orchestrator.updates import make_plan
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
@@ -97,7 +98,7 @@ def test_a_worker_that_is_killed_takes_the_same_steps_again(tmp_path, workers):
         disturbed = train_encoder(mortal, storage=tmp_path / "train", name="mortal", note=told.append)
         (entry,) = ledger.account("tiny").entries
     assert marker.exists()
-    assert told == ["the encoder's training goes on after step 4"]
+    assert told == ["the training of the encoder goes on after step 4"]
     alone = train_encoder_here(base)
     for name, value in alone.encoder.items():
         torch.testing.assert_close(disturbed.encoder[name], value, rtol=1e-4, atol=1e-6)

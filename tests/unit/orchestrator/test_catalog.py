@@ -507,11 +507,19 @@ def test_a_failing_server_is_an_error_that_says_so_and_nothing_is_published(cata
     publish(catalog, "smile")
 
 
+@pytest.mark.parametrize("method", ["get_run", "create_model_version"])
+def test_an_encoder_whose_server_goes_away_after_the_upload_is_not_published(catalog: Catalog, method: str) -> None:
+    with pytest.raises(UnavailableError, match="the connection was reset"):
+        forgetful(catalog, method, times=0).publish_encoder(encoder_record(), weights(1))
+    assert catalog.encoder_versions() == []
+
+
+@pytest.mark.parametrize("method", ["get_run", "create_model_version"])
 def test_tasks_are_published_even_if_the_list_for_people_cannot_be_made(
-    catalog: Catalog, caplog: pytest.LogCaptureFixture
+    catalog: Catalog, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     with_encoder(catalog)
-    publish(forgetful(catalog, "create_model_version", times=0), "smile")
+    publish(forgetful(catalog, method, times=0), "smile")
     assert list(catalog.tasks("latest")) == ["smile"]
     assert "the tasks are published, but" in caplog.text
 

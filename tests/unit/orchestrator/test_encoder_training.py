@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,12 +13,16 @@ from tiny import TINY_NETWORK, tiny_training_data
 from torch import nn
 
 from orchestrator.checkpoint import weights_hash
-from orchestrator.encoder_training import EncoderTraining, EncoderTrainingConfig, make_plan
-from orchestrator.errors import PrivacyRefusal
-from orchestrator.privacy.dp import DpConfig
+from orchestrator.encoder_training import EncoderTraining, EncoderTrainingConfig
+from orchestrator.errors import ConfigError, PrivacyRefusal
+from orchestrator.privacy.dp import DpConfig, DpMode
+from orchestrator.sampling import PoissonBatches, ShuffledBatches
 from orchestrator.train_job import EncoderJob
+from orchestrator.updates import build_update, make_plan
+from tasks.losses import LOSSES, cross_entropy
 
-MODES = ("surrogate_then_freeze", "whole", "encoder_only_paper")
+MODES = tuple(get_args(DpMode))
+SURROGATES = ("surrogate_then_freeze", "surrogate_dp_modules")
 
 
 def job(mode: str | None, *, epochs: int = 2, tasks: tuple[str, ...] = ("left",), epsilon: float = 8.0) -> EncoderJob:
@@ -25,7 +30,8 @@ def job(mode: str | None, *, epochs: int = 2, tasks: tuple[str, ...] = ("left",)
     config = EncoderTrainingConfig(epochs=epochs, batch_size=10, lr=1e-3)
     plan = None
     if mode is not None:
-        dp = DpConfig(epsilon=epsilon, dp_mode=mode, noise_seed=3, accountant="rdp")
+        public = "digits" if mode == "public_head" else None
+        dp = DpConfig(epsilon=epsilon, dp_mode=mode, noise_seed=3, accountant="rdp", public_data=public)
         plan = make_plan(dp, n_train=40, batch_size=10, epochs=epochs)
     return EncoderJob(
         data=data,
@@ -36,6 +42,7 @@ def job(mode: str | None, *, epochs: int = 2, tasks: tuple[str, ...] = ("left",)
         seed=0,
         device="cpu",
         threads=1,
+        public=dataclasses.replace(data, rows={"train": np.arange(40, 76)}) if mode == "public_head" else None,
     )
 
 
@@ -65,8 +72,8 @@ def test_every_step_is_accounted_and_the_budget_is_met_at_the_end(mode):
 def test_what_is_released_depends_on_the_mode(mode):
     result = run(job(mode, epochs=1).build()).result()
     assert result.encoder
-    assert set(result.modules) == (set() if mode == "surrogate_then_freeze" else {"left"})
-    assert set(result.heads) == (set() if mode == "surrogate_then_freeze" else {"left"})
+    assert set(result.modules) == (set() if mode in SURROGATES else {"left"})
+    assert set(result.heads) == (set() if mode in SURROGATES else {"left"})
 
 
 def noised(training: EncoderTraining) -> dict[str, bool]:
@@ -76,10 +83,86 @@ def noised(training: EncoderTraining) -> dict[str, bool]:
     return {name: any(id(p) in held for p in part.parameters()) for name, part in parts.items()}
 
 
-def test_which_part_is_clipped_and_noised():
-    assert noised(job("surrogate_then_freeze").build()) == {"encoder": True, "modules": False, "heads": True}
-    assert noised(job("whole").build()) == {"encoder": True, "modules": True, "heads": True}
-    assert noised(job("encoder_only_paper").build()) == {"encoder": True, "modules": True, "heads": False}
+@pytest.mark.parametrize("mode", MODES)
+def test_which_part_is_clipped_and_noised(mode):
+    assert noised(job(mode).build()) == {
+        "encoder": True,
+        "modules": mode not in SURROGATES,
+        "heads": mode in (*SURROGATES, "whole", "two_budget"),
+    }
+
+
+def heads_after(training: EncoderTraining, steps: int) -> str:
+    for _ in range(steps):
+        training.train_step()
+    return weights_hash(training.logits.heads.state_dict())
+
+
+def test_a_frozen_head_stays_as_it_was_and_may_be_given():
+    training = job("frozen_head").build()
+    before = heads_after(training, 0)
+    assert heads_after(training, 3) == before
+    weights = {name: torch.full_like(value, 0.25) for name, value in training.heads["left"].state_dict().items()}
+    given = dataclasses.replace(job("frozen_head"), head_weights=weights).build()
+    assert all(torch.equal(value, weights[name]) for name, value in given.heads["left"].state_dict().items())
+    with pytest.raises(ConfigError, match="is no head for 'left'"):
+        dataclasses.replace(job("frozen_head"), head_weights={"other": torch.zeros(2)}).build()
+
+
+def test_a_public_head_knows_nothing_of_the_private_labels_but_what_the_noisy_encoder_says():
+    """With the encoder held still (a learning rate of nothing), other private labels change nothing about the head."""
+
+    def head(labels: str, *, lr: float) -> str:
+        made = job("public_head")
+        data = made.data
+        if labels == "turned":
+            left = {s: 1 - values for s, values in data.labels["left"].items()}
+            data = dataclasses.replace(data, labels={"left": left})
+        training = dataclasses.replace(made, data=data).build()
+        training.config = dataclasses.replace(training.config, lr=lr)
+        for group in training._head_optimizer.param_groups:
+            group["lr"] = 1e-2
+        return heads_after(training, 3)
+
+    assert head("as they are", lr=1e-30) == head("turned", lr=1e-30)
+    assert head("as they are", lr=1e-1) != head("turned", lr=1e-1)
+    assert head("as they are", lr=1e-30) != heads_after(job("public_head").build(), 0)
+
+
+def test_two_budgets_cost_as_much_as_one_mechanism():
+    """Composing both parts' mechanisms by Renyi DP on their own would cost more; jointly, 1/sigma^2 adds up."""
+    plan = job("two_budget").plan
+    rest, head = plan.parts()[""], plan.parts()["heads."]
+    assert 1 / rest.noise_multiplier**2 + 1 / head.noise_multiplier**2 == pytest.approx(1 / plan.noise_multiplier**2)
+    uneven = dataclasses.replace(plan, head_budget=0.2, head_max_grad_norm=0.5).parts()
+    assert uneven["heads."].max_grad_norm == 0.5
+    assert uneven["heads."].noise_multiplier == pytest.approx(plan.noise_multiplier / 0.2**0.5)
+    assert job("whole").plan.parts() is None
+
+
+def test_a_loss_over_batch_statistics_is_refused_with_its_name(monkeypatch):
+    def normalised(logits, targets):
+        return cross_entropy(logits / logits.detach().abs().max(), targets)
+
+    monkeypatch.setitem(LOSSES, "cross_entropy", normalised)
+    with pytest.raises(PrivacyRefusal, match=r"the loss 'cross_entropy' of 'left'.*taken by itself"):
+        job("whole").build()
+    job(None).build()
+
+
+def test_batches_that_the_accountant_does_not_know_of_are_refused():
+    made = job("whole")
+
+    def update(sampler):
+        network, plan = TINY_NETWORK.build_encoder(seed=0), made.plan
+        return build_update(network, made.config.optimiser, plan=plan, accountant=plan.accountant(), sampler=sampler)
+
+    update(PoissonBatches(40, batch_size=10, seed=1))
+    with pytest.raises(PrivacyRefusal, match="ShuffledBatches does not draw like that: use PoissonBatches"):
+        update(ShuffledBatches(40, batch_size=10, seed=1))
+    for other in (PoissonBatches(40, batch_size=20, seed=1), PoissonBatches(80, batch_size=20, seed=1)):
+        with pytest.raises(PrivacyRefusal, match="are accounted"):
+            update(other)
 
 
 def test_an_empty_poisson_batch_is_noised_and_charged(monkeypatch):
@@ -134,6 +217,7 @@ def test_a_batchnorm_behind_a_private_encoder_is_refused():
             training.encoder,
             torch.optim.SGD(training.encoder.parameters(), lr=0.1),
             accountant=training.plan.accountant(),
+            sampler=training.sampler,
             head_path=head,
         )
 

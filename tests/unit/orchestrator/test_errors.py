@@ -11,6 +11,7 @@ SAMPLES = [
     errors.UnknownNameError("task", "lop", {"loop", "digit"}),
     errors.MissingExtraError("cluster", "ray"),
     errors.NonFiniteLossError("loop", 7, float("nan")),
+    errors.QuarantineError({"loop": "task 'loop' sent no gradient at step 7"}),
     errors.ConfigError("epsilon must be > 0"),
     errors.ProtocolError("wrong step"),
 ]

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.errors import CheckpointError, ConfigError, UnavailableError
 from orchestrator.runs.folder import RunFolder
 from orchestrator.settings import RuntimeSettings, TrainSettings
 
@@ -38,6 +38,14 @@ def test_a_resumed_run_is_the_same_run_with_the_same_secret(settings):
     assert again.checkpoints("encoder", identity="x").newest()[0] == 4
     with pytest.raises(CheckpointError, match="another training"):
         again.checkpoints("encoder", identity="y").newest()
+
+
+def test_a_users_own_seed_gives_every_part_a_stream_of_its_own(settings):
+    """Noise that is used twice, on the gradients of two trainings, would cancel in their difference."""
+    folder = open_folder(settings)
+    seeds = [folder.secret(part, fixed=7) for part in ("encoder", "modules", "session")]
+    assert len({7, *seeds}) == 4
+    assert folder.secret("modules", fixed=7) == seeds[1]
 
 
 def test_nothing_is_resumed_with_other_settings_or_while_the_run_goes_on(settings):
@@ -75,6 +83,18 @@ def test_an_error_keeps_what_can_be_resumed_and_nothing_else(settings):
         useful.checkpoints("encoder", identity="x").save(1, {})
         raise KeyError
     assert open_folder(settings, resume=True).run == useful.run
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [(UnavailableError, True), (KeyboardInterrupt, True), (OSError, True), (ConfigError, False)]
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_error_that_passes_says_how_to_go_on_if_there_is_something_to_go_on_from(settings, kind, told, trained):
+    with pytest.raises(kind) as caught, open_folder(settings) as folder:
+        if trained:
+            folder.remember(reservations={"encoder": 1})
+        raise kind("x")
+    assert any("--resume" in note for note in getattr(caught.value, "__notes__", [])) == (told and trained)
 
 
 def test_only_its_owner_can_read_the_secrets(settings):

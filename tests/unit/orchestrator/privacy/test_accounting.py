@@ -80,6 +80,37 @@ def test_two_phases_on_the_same_images_cost_more_than_one(row, by_rdp, by_prv):
         assert accountant.epsilon(delta) == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("row", "kind", "sigma"),
+    [
+        (STATEFARM, "rdp", 0.777),
+        pytest.param(STATEFARM, "prv", 0.746, marks=pytest.mark.slow),
+        (CELEBA, "rdp", 0.5685),
+        pytest.param(CELEBA, "prv", 0.5362, marks=pytest.mark.slow),
+    ],
+)
+def test_one_noise_for_two_phases_costs_the_total_that_was_asked_for(row, kind, sigma):
+    steps, delta, q, *_ = row
+    setting = {"delta": delta, "sample_rate": q, "steps": steps, "accountant": kind}
+    found = noise_multiplier(epsilon=4.0, alike=((q, steps),), **setting)
+    assert found == pytest.approx(sigma, abs=1e-3)
+    both = Accountant.of(kind, ((found, q, steps),), ((found, q, steps),))
+    assert both.history == ((found, q, 2 * steps),)
+    assert 3.98 <= both.epsilon(delta) <= 4.0
+
+
+def test_what_was_spent_before_leaves_less_for_a_training():
+    steps, delta, q, sigma, _ = STATEFARM
+    before = ((1.5, q, steps),)
+    later = noise_multiplier(epsilon=4.0, delta=delta, sample_rate=q, steps=steps, accountant="rdp", before=before)
+    assert later > sigma
+    assert 3.98 <= Accountant.of("rdp", before, ((later, q, steps),)).epsilon(delta) <= 4.0
+    with pytest.raises(ConfigError, match=r"after trainings that cost 4\.00 already"):
+        noise_multiplier(
+            epsilon=2.0, delta=delta, sample_rate=q, steps=steps, accountant="rdp", before=((sigma, q, steps),)
+        )
+
+
 def test_clipping_two_parts_apart_costs_what_the_smaller_effective_noise_costs():
     steps, delta, q, sigma_rdp, _ = STATEFARM
     spent = epsilon_of(

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.privacy.accounting import Accountant, epsilon_of
-from orchestrator.privacy.dp import DpConfig
+from orchestrator.privacy.dp import DpConfig, DpMode
 from orchestrator.privacy.guarantee import Guarantee, guarantee_for
 
 Q, N, STEPS, SIGMA = 64 / 17934, 17934, 5604, 0.7062
@@ -20,8 +21,12 @@ def spent(runs=((SIGMA, Q, STEPS),), kind="rdp"):
     return accountant
 
 
+MODES = get_args(DpMode)
+
+
 def made(mode="surrogate_then_freeze", **changes):
-    config = DpConfig(epsilon=4.0, dp_mode=mode, accountant="rdp", **changes)
+    public = "digits" if mode == "public_head" else None
+    config = DpConfig(epsilon=4.0, dp_mode=mode, accountant="rdp", public_data=public, **changes)
     return guarantee_for(config, accountant=spent(), n_train=N, task_privacy="ssim, omega 0.001")
 
 
@@ -73,7 +78,29 @@ def test_without_dp_the_statement_says_so():
     )
 
 
-@pytest.mark.parametrize("mode", ["surrogate_then_freeze", "whole", "encoder_only_paper"])
+@pytest.mark.parametrize(
+    ("mode", "covers", "says"),
+    [
+        ("surrogate_then_freeze", "encoder", "the stand-in was thrown away"),
+        ("surrogate_dp_modules", "encoder and metamorphosis modules", "epsilon is for all of it together"),
+        ("whole", "encoder, metamorphosis modules and heads", "clipped and noised as one"),
+        ("two_budget", "encoder, metamorphosis modules and heads", "clipped and noised apart from the rest"),
+        ("public_head", "encoder, metamorphosis modules and heads", "The public images are not protected"),
+        ("frozen_head", "encoder, metamorphosis modules and heads", "before the first private image was seen"),
+    ],
+)
+def test_every_valid_mode_says_what_is_covered_how_and_in_which_unit(mode, covers, says):
+    text = made(mode=mode).statement()
+    for part in (f"for the weights of {covers}.", says, "(4.00, 1e-05)-differential privacy", "The unit is one image"):
+        assert part in text
+
+
+def test_every_mode_has_a_statement():
+    valid = {mode for mode in MODES if made(mode=mode).epsilon is not None}
+    assert valid == set(MODES) - {"encoder_only_paper"}
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_no_statement_promises_anything_for_an_image_at_inference(mode):
     assert "shown later" in made(mode=mode).statement()
 
@@ -98,6 +125,8 @@ def test_several_runs_are_composed_and_no_single_noise_is_named():
     config = DpConfig(epsilon=4.0, accountant="rdp")
     guarantee = guarantee_for(config, accountant=spent(((0.7, Q, 100), (0.8, Q, 50))), n_train=N)
     assert (guarantee.steps, guarantee.noise_multiplier, guarantee.sample_rate) == (150, None, None)
+    assert guarantee.mechanisms == ((0.7, Q, 100), (0.8, Q, 50))
+    assert "100 steps, noise multiplier 0.7, sample rate 0.003569 and then 50 steps" in guarantee.statement()
     assert guarantee.epsilon > epsilon_of(noise_multiplier=0.7, delta=1e-5, sample_rate=Q, steps=100, accountant="rdp")
 
 
@@ -126,6 +155,12 @@ def test_dp_that_was_asked_for_but_never_accounted_is_refused(accountant):
 )
 def test_json_and_back_is_the_same(guarantee):
     assert Guarantee.from_json(json.loads(json.dumps(guarantee.to_json(), allow_nan=False))) == guarantee
+
+
+@pytest.mark.parametrize("runs", [[[1.0, 0.1]], [["a", 0.1, 3]], [3]])
+def test_json_with_mechanisms_that_are_none_is_refused(runs):
+    with pytest.raises(ConfigError, match="noise, rate, steps"):
+        Guarantee.from_json({**made().to_json(), "mechanisms": runs})
 
 
 @pytest.mark.parametrize("key", list(made().to_json()))

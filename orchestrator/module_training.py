@@ -1,0 +1,96 @@
+"""Stage 2 of surrogate_dp_modules: every g_i under DP, against the frozen encoder, with a stand-in head each.
+
+All modules and stand-ins are one network for the private step: an image is clipped once, whatever the number of tasks.
+The dissimilarity term takes part: it compares the features of one image with one another, and no two images. The
+stand-ins are thrown away, the modules are released, and the tenants' heads are trained on what the modules give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orchestrator.encoder_training import EncoderTraining
+from orchestrator.errors import NonFiniteLossError
+from orchestrator.network import FeatureNetwork, LogitNetwork, Networks
+from orchestrator.privacy.coupling import refuse_coupled
+from orchestrator.privacy.dissimilarity import Dissimilarity, DissimilarityConfig
+
+_FEATURE: Final = "feature of "
+
+
+class ModuleTraining(EncoderTraining):
+    """Trains modules as `EncoderTraining` trains an encoder. Its inputs are u = E(x), from the feature cache."""
+
+    def __init__(self, *, dissimilarity: DissimilarityConfig, fixed: nn.Module | None, **rest: Any) -> None:
+        """``fixed`` gives the features that are kept apart from, of u; it is never changed."""
+        self._dissimilarity, self._fixed = Dissimilarity(dissimilarity), fixed
+        self._fixed_features: Mapping[str, Tensor] = {}
+        super().__init__(**rest)
+
+    def _build(self, network: Networks, image_size: int, *, seed: int, surrogate: str) -> LogitNetwork:
+        outputs = {task: spec.n_outputs for task, spec in self.specs.items()}
+        self.encoder = nn.Identity()
+        self.modules = network.build_modules(outputs, image_size, seed=seed)
+        self.heads = network.build_heads(outputs, image_size, seed=seed, kind=surrogate)
+        self._shape = network.shape(image_size)
+        apart = self._dissimilarity.config.omega > 0
+        return _Observed(FeatureNetwork(None, self.modules), self.heads, observed=apart)
+
+    def _refuse_coupled(self) -> None:
+        super()._refuse_coupled()
+        if self._dissimilarity.config.omega > 0:
+            refuse_coupled(
+                f"the dissimilarity {self._dissimilarity.config.similarity}",
+                lambda z: self._dissimilarity({"a": z[:, 0], "b": z[:, 1]}, fixed=frozenset()).loss,
+                (2, *self._shape),
+            )
+
+    def _forward(self, x: Tensor) -> Mapping[str, Tensor]:
+        if self._fixed is not None and self._dissimilarity.config.omega > 0:
+            with torch.no_grad():
+                self._fixed_features = dict(self._fixed(x))
+        return super()._forward(x)
+
+    def _cut_gradients(
+        self, outputs: Mapping[str, Tensor], ids: NDArray[Any], *, of: int
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Of the logits as in phase 1, and omega * dS/dz of the features (MetaMorphosis, eq. 6)."""
+        logits = {task: z for task, z in outputs.items() if task in self.specs}
+        cut, losses = super()._cut_gradients(logits, ids, of=of)
+        features = {name.removeprefix(_FEATURE): z for name, z in outputs.items() if name.startswith(_FEATURE)}
+        for task, gradient in self._apart(features, len(ids)).items():
+            cut[_FEATURE + task] = gradient
+        return cut, losses
+
+    def _apart(self, features: Mapping[str, Tensor], n_examples: int) -> dict[str, Tensor]:
+        zeros = {task: torch.zeros_like(z) for task, z in features.items()}
+        if n_examples == 0 or len(features) + len(self._fixed_features) < 2:
+            return zeros
+        leaves = {task: z.detach().requires_grad_() for task, z in features.items()}
+        value = self._dissimilarity({**leaves, **self._fixed_features}, fixed=frozenset(self._fixed_features))
+        if not torch.isfinite(value.loss):
+            raise NonFiniteLossError("dissimilarity", self.step, float(value.loss))
+        omega = self._dissimilarity.config.omega
+        gradients = torch.autograd.grad(value.loss, list(leaves.values()), allow_unused=True)
+        return {t: zeros[t] if g is None else omega * g for t, g in zip(leaves, gradients, strict=True)}
+
+
+class _Observed(LogitNetwork):
+    """Gives the features beside the logits, where something is to be said about them."""
+
+    def __init__(self, features: FeatureNetwork, heads: Mapping[str, nn.Module], *, observed: bool) -> None:
+        super().__init__(features, heads)
+        self._observed = observed
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, n_outputs) logits per task, and with them (B, C, H, W) features under names of their own."""
+        features = self.features(x)
+        logits = {task: self.heads[f"task_{task}"](z) for task, z in features.items()}
+        if not self._observed or not self.training:
+            return logits
+        return {**logits, **{_FEATURE + task: z for task, z in features.items()}}

@@ -1,0 +1,158 @@
+"""Modules trained under DP in a run: stage 2 of surrogate_dp_modules, and tasks that are added with a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from orchestrator.assembly import SessionConfig, SessionPlan
+from orchestrator.catalog_records import EncoderRecord, TaskRecord
+from orchestrator.encoder_training import EncoderTrainingConfig
+from orchestrator.errors import PrivacyRefusal
+from orchestrator.privacy.accounting import Accountant, History
+from orchestrator.privacy.dissimilarity import DissimilarityConfig
+from orchestrator.privacy.dp import DpBudget
+from orchestrator.privacy.guarantee import Guarantee, guarantee_for
+from orchestrator.privacy.plan import DpPlan
+from orchestrator.runs.budget import Budget
+from orchestrator.runs.folder import RunFolder
+from orchestrator.runs.observer import RunObserver
+from orchestrator.settings import RuntimeSettings
+from orchestrator.train_job import EncoderJob, ModuleJob, train_encoder, train_encoder_here
+
+MODE = "surrogate_dp_modules"
+PART = "modules"
+"""What the training is called in the run's folder and in the ledger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateModules:
+    """Modules that were trained under DP."""
+
+    weights: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    accountant: Mapping[str, Any]
+    """State of what counted their steps."""
+
+
+def train_private_modules(
+    session: SessionPlan,
+    plan: DpPlan,
+    dp: DpBudget,
+    *,
+    before: History,
+    runtime: RuntimeSettings,
+    folder: RunFolder,
+    budget: Budget,
+    observer: RunObserver,
+) -> PrivateModules:
+    """Train the modules of a session's tasks with stand-in heads, all under ``plan``, whose budget is reserved."""
+    observer.on_stage(f"the modules of {', '.join(session.data.specs)}, with differential privacy")
+    assert session.encoder is not None
+    assert session.cache_root is not None
+    job = ModuleJob(
+        data=session.data,
+        network=session.network,
+        config=_as_phase_one(session.config),
+        plan=dataclasses.replace(plan, before=before),
+        surrogate_head=dp.surrogate,
+        seed=session.seed,
+        device=runtime.device,
+        threads=runtime.threads,
+        workers=runtime.encoder_workers,
+        restarts=runtime.restarts,
+        checkpoints=folder.checkpoints(PART, identity=session.data.fingerprint),
+        checkpoint_steps=runtime.checkpoint_steps,
+        name=PART,
+        encoder=session.encoder,
+        dissimilarity=session.dissimilarity,
+        fixed_modules=session.fixed_modules,
+        cache_root=session.cache_root,
+    )
+    result = run_job(job, runtime, observer, name=f"{PART}-{folder.run}")
+    budget.release(PART)
+    assert result.accountant is not None
+    return PrivateModules(weights=result.modules, accountant=result.accountant)
+
+
+def run_job(job: EncoderJob, runtime: RuntimeSettings, observer: RunObserver, *, name: str) -> Any:
+    """The job in this process, or as a Ray Train job of that name."""
+    progress, note = observer.on_encoder_progress, observer.on_stage
+    if runtime.engine == "process":
+        return train_encoder_here(job, progress=progress, note=note)
+    storage: Path = runtime.storage_path / "train"
+    return train_encoder(job, storage=storage, name=name, progress=progress, note=note)
+
+
+def heads_only(session: SessionPlan, modules: PrivateModules) -> SessionPlan:
+    """The session that trains the tenants' heads on finished modules: nothing is pushed apart any more."""
+    apart = DissimilarityConfig(omega=0.0)
+    return dataclasses.replace(session, modules=modules.weights, dissimilarity=apart)
+
+
+def spent_before(encoder: EncoderRecord, fixed: Mapping[str, TaskRecord], apart: DissimilarityConfig) -> History:
+    """Of all that a module knows of when its training begins: the encoder, and the modules that it is kept apart from.
+
+    Raises `PrivacyRefusal` where one of them has no guarantee: what is learned from it would have none either.
+    """
+    guarantee = Guarantee.from_json(dict(encoder.guarantee))
+    if guarantee.epsilon is None or not guarantee.mechanisms:
+        raise PrivacyRefusal(
+            f"encoder {encoder.version} has no guarantee ({guarantee.short()}), so a module trained on its features "
+            "under DP would have none either: leave --epsilon out, or train an encoder under DP"
+        )
+    runs: dict[str, History] = {}
+    for task, record in fixed.items() if apart.omega > 0 else ():
+        known = Guarantee.from_json(dict(record.guarantee))
+        if not _is_covered(known, private=record.private):
+            raise PrivacyRefusal(
+                f"the module of {task!r} was trained without noise, and a module that is kept apart from it learns "
+                "from it: give --omega 0, or leave --epsilon out"
+            )
+        # Modules that were trained together are one mechanism.
+        runs[record.run_id] = known.mechanisms[len(guarantee.mechanisms) :]
+    return (*guarantee.mechanisms, *(run for extra in runs.values() for run in extra))
+
+
+def _is_covered(guarantee: Guarantee, *, private: bool) -> bool:
+    if private:
+        return any("module" in part for part in guarantee.covers)
+    return guarantee.epsilon is not None and not any("module" in part for part in guarantee.excludes)
+
+
+def guarantee_with_modules(
+    encoder: Guarantee,
+    before: History,
+    dp: DpBudget,
+    modules: PrivateModules,
+    *,
+    task_privacy: str,
+    task: str | None = None,
+) -> Guarantee:
+    """What encoder and modules promise together: one added ``task``'s, or those that were trained with the encoder."""
+    own = Accountant(dp.accountant)
+    own.load_state_dict(modules.accountant)
+    guarantee = guarantee_for(
+        dataclasses.replace(dp, delta=dp.delta if dp.delta is not None else encoder.delta),
+        accountant=Accountant.of(dp.accountant, before, own.history),
+        n_train=encoder.n_train,
+        task_privacy=task_privacy,
+        mode=MODE,
+        covers=None if task is None else (*encoder.covers, f"the module of {task}"),
+        excludes=None if task is None else (f"the head of {task}",),
+    )
+    return dataclasses.replace(
+        guarantee,
+        mechanisms=(*before, *own.history),
+        reproducible_noise=guarantee.reproducible_noise or encoder.reproducible_noise,
+    )
+
+
+def _as_phase_one(config: SessionConfig) -> EncoderTrainingConfig:
+    return EncoderTrainingConfig(
+        epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, weight_decay=config.weight_decay
+    )
