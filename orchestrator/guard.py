@@ -55,8 +55,8 @@ class GuardConfig:
     """The largest norm of an example's gradient, of its own loss and not of the batch's mean, during the warm-up."""
     norm_deviations: float = 8.0
     """How many deviations of the logarithm a norm may be above the task's usual one."""
-    least_deviation: float = 0.25
-    """In powers of ten: below that, deviations are taken to be this large. Two orders of magnitude are always free."""
+    least_deviation: float = 0.375
+    """In powers of ten: below that, deviations are taken to be this large. A factor of 1000 is always free."""
     agreement: float = 0.55
     """The least agreement with the labels, over the remembered steps. 0.5 is blind, 1 is perfect."""
     contrast: float = 0.25

@@ -222,9 +222,9 @@ class EvaluateSettings:
     """Where the data set is now, if not where the encoder found it."""
     encoder_version: str = "latest"
     """Which published encoder."""
-    budget: Literal["quick", "full"] = "quick"
-    """How hard the attackers try. quick: five kinds of attackers, once each; full: all kinds, three times each, tenants
-    that collude included, which takes hours."""
+    budget: Literal["quick", "full", "suite"] = "quick"
+    """How hard the attackers try. quick: two kinds, once each; full: the same, longer, three times each, on more rows;
+    suite: every kind, tenants that collude included, which takes hours."""
     alone: int = 0
     """Also train each task's network alone, without any privacy, for this many epochs, and print its accuracy."""
     ceiling: int = 0

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator.encoder_training import EncoderEpoch
 from orchestrator.evaluation.attacks.base import AttackResult
-from orchestrator.evaluation.leakage import AttackJob
+from orchestrator.evaluation.jobs import AttackJob
 from orchestrator.ports import StepReport
 from orchestrator.session import EpochReport
 

@@ -7,9 +7,14 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, Literal
 
 from orchestrator.errors import ConfigError
+from orchestrator.evaluation.attacks.adapter import AdapterAttack
 from orchestrator.evaluation.attacks.base import Attack
 from orchestrator.evaluation.attacks.cnn import CnnAttack
+from orchestrator.evaluation.attacks.decensoring import DecensoringAttack
+from orchestrator.evaluation.attacks.few_shot import FewShotAttack
+from orchestrator.evaluation.attacks.kernel import NearestAttack, SvmAttack
 from orchestrator.evaluation.attacks.linear import LinearAttack
+from orchestrator.evaluation.attacks.mlp import MlpAttack
 from tasks.registry import look_up
 
 AttackerData = Literal["attacker", "attacker+train"]
@@ -20,6 +25,9 @@ class AttackBudget:
     """Which attackers are trained, how often, and on which rows."""
 
     attacks: tuple[Attack, ...]
+    """On every released feature."""
+    collusion: tuple[Attack, ...] = ()
+    """On every two released features together; none: tenants are not taken to collude."""
     seeds: int = 3
     attacker_data: AttackerData = "attacker"
     """attacker: rows that the defence never saw; attacker+train: those and the defender's training rows."""
@@ -28,11 +36,12 @@ class AttackBudget:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        names = [attack.name for attack in self.attacks]
-        if not names or len(set(names)) != len(names):
-            raise ConfigError(
-                f"a budget needs at least one attack and distinct names, got: {', '.join(names) or 'none'}"
-            )
+        if not self.attacks:
+            raise ConfigError("a budget needs at least one attack, got none")
+        for attacks in (self.attacks, self.collusion):
+            names = [attack.name for attack in attacks]
+            if len(set(names)) != len(names):
+                raise ConfigError(f"the attacks of a budget need distinct names, got: {', '.join(names)}")
         if self.seeds < 1:
             raise ConfigError(f"an attack budget needs at least one seed, got {self.seeds}")
         if not 0 < self.validation_fraction < 1:
@@ -51,6 +60,11 @@ class AttackBudget:
         """The subsets whose labels the attacker knows."""
         return ("attacker", "train") if self.attacker_data == "attacker+train" else ("attacker",)
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether an attack trains on images that the attacker owns."""
+        return any(isinstance(attack, DecensoringAttack) for attack in (*self.attacks, *self.collusion))
+
     def with_backbone(self, backbone: str, split_index: int) -> AttackBudget:
         """Also train the rest of that backbone from scratch, as the paper's tenant would."""
         attack = CnnAttack(name="cnn_backbone", backbone=backbone, split_index=split_index)
@@ -60,6 +74,7 @@ class AttackBudget:
         """A JSON-ready dictionary, the attacks' settings included."""
         return {
             "attacks": [_settings(attack) for attack in self.attacks],
+            "collusion": [_settings(attack) for attack in self.collusion],
             "seeds": self.seeds,
             "attacker_data": self.attacker_data,
             "validation_fraction": self.validation_fraction,
@@ -75,5 +90,22 @@ def _settings(attack: Attack) -> dict[str, Any]:
 BUDGETS: Mapping[str, AttackBudget] = {
     "quick": AttackBudget(attacks=(LinearAttack(), CnnAttack(epochs=6, min_steps=300)), seeds=1),
     "full": AttackBudget(attacks=(LinearAttack(), CnnAttack()), seeds=3, attacker_data="attacker+train"),
+    "suite": AttackBudget(
+        attacks=(
+            LinearAttack(),
+            MlpAttack(),
+            CnnAttack(),
+            AdapterAttack(),
+            DecensoringAttack(),
+            SvmAttack(),
+            NearestAttack(),
+            FewShotAttack(labels=50),
+            FewShotAttack(labels=500),
+        ),
+        collusion=(LinearAttack(), MlpAttack(), CnnAttack()),
+        seeds=3,
+        attacker_data="attacker+train",
+    ),
 }
-"""quick: a first look, in minutes, which licenses no claim; full: what a claim about privacy needs."""
+"""quick: a first look, which licenses no claim; full: linear and convolutional attackers, three times each;
+suite: every kind of attacker, and tenants that collude, which takes hours."""

@@ -14,6 +14,8 @@ from orchestrator.assembly import cache_key
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskRecord
 from orchestrator.consumer import rebuild_head
+from orchestrator.evaluation.attacks.base import FloatArray, ImageArray
+from orchestrator.evaluation.jobs import check_classification
 from orchestrator.evaluation.leakage import TaskFeatures
 from orchestrator.feature_cache import FeatureCache
 from orchestrator.models.modules import ModuleConfig, build_module
@@ -37,6 +39,18 @@ class Published:
     labels: Mapping[str, Mapping[str, NDArray[np.int64]]] = field(repr=False)
     specs: Mapping[str, TaskSpec]
     records: Mapping[str, TaskRecord]
+    rows: Mapping[str, NDArray[np.int64]] = field(repr=False)
+    """Subset to rows of the table, in the order of features and labels."""
+    u: NDArray[np.float16] = field(repr=False)
+    """(N, C, H, W) of all rows of the table: what no tenant receives."""
+
+    def images(self, subsets: Sequence[str]) -> dict[str, ImageArray]:
+        """The images of those subsets, in the order of features and labels."""
+        return {subset: self.opened.table.images[self.rows[subset]] for subset in subsets}
+
+    def universal(self, subsets: Sequence[str]) -> dict[str, FloatArray]:
+        """u of those subsets, in the order of features and labels."""
+        return {subset: self.u[self.rows[subset]].astype(np.float32) for subset in subsets}
 
 
 def collect(
@@ -60,6 +74,7 @@ def collect(
     opened = open_data(settings_of(encoder, data), observer, fingerprint=encoder.data_fingerprint)
     names = _attacked(encoder, records, targets)
     training = opened.training_data(tuple(dict.fromkeys([*records, *names])))
+    check_classification(training.specs[task] for task in names)
     network = network_of(encoder, head=None, module=None)
     net = freeze(network.build_encoder(seed=0))
     net.load_state_dict(dict(weights))
@@ -79,6 +94,8 @@ def collect(
         labels={task: training.labels[task] for task in names},
         specs={task: training.specs[task] for task in names},
         records=records,
+        rows=training.rows,
+        u=u,
     )
 
 

@@ -1,26 +1,33 @@
 """How much every released feature tells about every label that is not its own (SPEC E.2).
 
-Plain arrays in, a `LeakageReport` out. The trainings are independent jobs, handed to a function with the signature of
-`map`: the built-in one runs them here, one after another; a cluster's runs them where there is room.
+Plain arrays in, a `LeakageReport` out. The trainings themselves are independent jobs, see `jobs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
 from orchestrator.errors import DataError, UnknownNameError
-from orchestrator.evaluation.attacks.base import Attack, AttackInput, AttackResult, FloatArray, LabelArray, attack_once
+from orchestrator.evaluation.attacks.base import FloatArray, ImageArray, LabelArray, TenantHead, entropy_bits
+from orchestrator.evaluation.attacks.collusion import Coalition, pairs
 from orchestrator.evaluation.attacks.swap import accuracy, head_logits, permuted_accuracy
 from orchestrator.evaluation.budget import BUDGETS, AttackBudget
 from orchestrator.evaluation.floors import label_floor, majority_rate
-from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow
-from orchestrator.sampling import derive_seed
+from orchestrator.evaluation.jobs import (
+    AttackJob,
+    Ground,
+    JobRunner,
+    Labels,
+    Progress,
+    check_classification,
+    jobs_of,
+    run_jobs,
+)
+from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow, coalition_name
 from tasks.spec import TaskSpec
 
 __all__ = [
@@ -33,9 +40,6 @@ __all__ = [
     "TaskFeatures",
     "evaluate_leakage",
 ]
-
-Labels = Mapping[str, Mapping[str, LabelArray]]
-"""Task (or other label column) to subset to class indices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,36 +55,6 @@ class TaskFeatures:
     """M_i; None where it cannot be had, such as a remote tenant's."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttackJob:
-    """One training of one attacker. Small: the arrays travel once, with the function that takes jobs."""
-
-    feature: str
-    target: str
-    attack: Attack
-    seed: int
-
-
-JobRunner = Callable[[Callable[[AttackJob], AttackResult], Sequence[AttackJob]], Iterable[AttackResult]]
-"""Like `map`: applies the function to each job and yields the results in the jobs' order.
-
-The function holds the arrays and is picklable, so a cluster stores it once and sends only jobs. A job's own failures
-come back as results; a runner that loses a worker answers for its job with a crashed result.
-"""
-
-Progress = Callable[[int, int, AttackJob, AttackResult], None]
-"""Called after every job with: how many are done, of how many, the job, its result."""
-
-
-class _Ground(NamedTuple):
-    """All that attackers may hold: released features, labels of the targets, and the rules."""
-
-    features: Mapping[str, Mapping[str, FloatArray]]
-    labels: Labels
-    n_classes: Mapping[str, int]
-    budget: AttackBudget
-
-
 def evaluate_leakage(
     features: Mapping[str, TaskFeatures],
     labels: Labels,
@@ -88,32 +62,33 @@ def evaluate_leakage(
     *,
     budget: AttackBudget,
     seed: int,
+    images: Mapping[str, ImageArray] | None = None,
     run: JobRunner = map,
     progress: Progress | None = None,
 ) -> LeakageReport:
-    """Attack every released feature for every other target.
+    """Attack every released feature for every other target, and every two of them together if the budget says so.
 
     ``labels`` names the targets: all tasks, the private one included, and any other label column; ``specs`` says what
-    they are. Raises `DataError` or `UnknownNameError` where arrays are missing or do not fit. An attack that fails
-    does not stop the evaluation: it is reported as crashed.
+    they are. ``images`` (subset to (N, S, S, 3)) are those that attackers own; without them some attacks are skipped.
+    Raises `DataError` or `UnknownNameError` where arrays are missing or do not fit, or a target has no classes. An
+    attack that fails does not stop the evaluation: it is reported as crashed.
     """
-    _check(features, labels, specs, budget)
+    _check(features, labels, specs, budget, images)
     released = {task: f.features for task, f in features.items() if not f.private}
-    pairs = [(feature, target) for feature in released for target in labels if target != feature]
-    jobs = [
-        AttackJob(feature=feature, target=target, attack=attack, seed=seed + repeat)
-        for feature, target in pairs
-        for attack in budget.attacks
-        for repeat in range(budget.seeds)
-    ]
-    ground = _Ground(released, labels, {target: specs[target].n_outputs for target in labels}, budget)
-    results: dict[tuple[str, str, str], list[AttackResult]] = {}
-    for done, (job, result) in enumerate(zip(jobs, run(partial(_run_job, ground), jobs), strict=True), start=1):
-        results.setdefault((job.feature, job.target, job.attack.name), []).append(result)
-        if progress is not None:
-            progress(done, len(jobs), job, result)
+    alone: list[tuple[Coalition, str]] = [((f,), target) for f in released for target in labels if target != f]
+    together = pairs(list(released), list(labels)) if budget.collusion else []
+    seeds = range(seed, seed + budget.seeds)
+    jobs = jobs_of(alone, budget.attacks, seeds) + jobs_of(together, budget.collusion, seeds)
+    n_classes = {target: specs[target].n_outputs for target in labels}
+    ground = Ground(released, labels, n_classes, budget, _heads(features), images)
+    results = run_jobs(ground, jobs, run, progress)
+
+    def row(coalition: Coalition, target: str) -> LeakageRow:
+        return _row(features, ground, coalition, target, results[coalition, target], seed)
+
     return LeakageReport(
-        rows=tuple(_row(features, ground, feature, target, results, seed) for feature, target in pairs),
+        rows=tuple(row(*pair) for pair in alone),
+        collusion=tuple(row(*pair) for pair in together),
         own={task: _own_accuracy(f, labels) for task, f in features.items()},
         private=frozenset(task for task, f in features.items() if f.private),
         targets=tuple(labels),
@@ -122,57 +97,52 @@ def evaluate_leakage(
     )
 
 
-def _run_job(ground: _Ground, job: AttackJob) -> AttackResult:
-    """What a worker does."""
-    return attack_once(job.attack, partial(_attack_input, ground, job), job.seed)
-
-
-def _attack_input(ground: _Ground, job: AttackJob) -> AttackInput:
-    z, y = ground.features[job.feature], ground.labels[job.target]
-    n = len(y["attacker"])
-    order = np.random.default_rng(derive_seed(job.seed, "attacker validation")).permutation(n)
-    cut = max(1, round(ground.budget.validation_fraction * n))
-    held_out, kept = order[:cut], order[cut:]
-    more = ground.budget.subsets[1:]
-    return AttackInput(
-        train_z=np.concatenate([z["attacker"][kept], *(z[subset] for subset in more)]),
-        train_y=np.concatenate([y["attacker"][kept], *(y[subset] for subset in more)]),
-        validation_z=z["attacker"][held_out],
-        validation_y=y["attacker"][held_out],
-        test_z=z["test"],
-        test_y=y["test"],
-        n_classes=ground.n_classes[job.target],
-        seed=job.seed,
-        device=ground.budget.device,
-    )
+def _heads(features: Mapping[str, TaskFeatures]) -> dict[str, TenantHead]:
+    """Of every task whose head is to be had, as the swap test uses them too."""
+    return {
+        task: TenantHead(module=given.head, feature_shape=given.features["test"].shape[1:])
+        for task, given in features.items()
+        if given.head is not None and "test" in given.features
+    }
 
 
 def _row(
     features: Mapping[str, TaskFeatures],
-    ground: _Ground,
-    feature: str,
+    ground: Ground,
+    coalition: Coalition,
     target: str,
-    results: Mapping[tuple[str, str, str], list[AttackResult]],
+    attacks: tuple[AttackSummary, ...],
     seed: int,
 ) -> LeakageRow:
-    known = {
-        task: np.concatenate([ground.labels[task][s] for s in ground.budget.subsets]) for task in (feature, target)
-    }
-    test_i, test_j = ground.labels[feature]["test"], ground.labels[target]["test"]
-    swap, swap_perm = _swap(features[feature], features.get(target), test_j, ground.n_classes[target], seed)
+    own = _joint_labels(ground, coalition)
+    subsets = ground.budget.subsets
+    known_i, known_j = (np.concatenate([y[s] for s in subsets]) for y in (own, ground.labels[target]))
+    test_i, test_j = own["test"], ground.labels[target]["test"]
+    swap = swap_perm = None
+    if len(coalition) == 1:
+        other = features.get(target)
+        swap, swap_perm = _swap(features[coalition[0]], other, test_j, ground.n_classes[target], seed)
     return LeakageRow(
-        feature=feature,
+        feature=coalition_name(coalition),
         target=target,
         n_test=len(test_j),
         swap=swap,
         swap_perm=swap_perm,
-        attacks=tuple(
-            AttackSummary(attack=attack.name, results=tuple(results[feature, target, attack.name]))
-            for attack in ground.budget.attacks
-        ),
-        chance=majority_rate(known[target], test_j),
-        floor=label_floor((known[feature], known[target]), (test_i, test_j)),
+        attacks=attacks,
+        chance=majority_rate(known_j, test_j),
+        chance_balanced=1 / len(np.unique(test_j)),
+        target_bits=entropy_bits(test_j),
+        floor=label_floor((known_i, known_j), (test_i, test_j)),
     )
+
+
+def _joint_labels(ground: Ground, coalition: Coalition) -> Mapping[str, LabelArray]:
+    """Subset to one number for all that the coalition's own labels say together."""
+    sizes = tuple(ground.n_classes[task] for task in coalition)
+    return {
+        subset: np.ravel_multi_index(tuple(ground.labels[task][subset] for task in coalition), sizes).astype(np.int64)
+        for subset in (*ground.budget.subsets, "test")
+    }
 
 
 def _swap(
@@ -196,7 +166,11 @@ def _own_accuracy(task: TaskFeatures, labels: Labels) -> float | None:
 
 
 def _check(
-    features: Mapping[str, TaskFeatures], labels: Labels, specs: Mapping[str, TaskSpec], budget: AttackBudget
+    features: Mapping[str, TaskFeatures],
+    labels: Labels,
+    specs: Mapping[str, TaskSpec],
+    budget: AttackBudget,
+    images: Mapping[str, ImageArray] | None,
 ) -> None:
     """Everything is there, and rows match, before hours are spent."""
     if not any(target != task for task, given in features.items() if not given.private for target in labels):
@@ -210,6 +184,9 @@ def _check(
             raise UnknownNameError("task", target, specs)
         if missing := [subset for subset in needed if len(by_subset.get(subset, ())) == 0]:
             raise DataError(f"the labels of {target!r} lack the subset(s) {', '.join(missing)}")
+        if images is not None:
+            _check_images(images, {subset: len(by_subset[subset]) for subset in budget.subsets})
+    check_classification(specs[target] for target in labels)
     for task, given in features.items():
         if given.spec.name != task or (task not in labels and not given.private):
             raise DataError(
@@ -223,3 +200,9 @@ def _check(
                     raise DataError(
                         f"{n} {subset} features of {task!r} but {len(by_subset[subset])} labels of {target!r}"
                     )
+
+
+def _check_images(images: Mapping[str, ImageArray], sizes: Mapping[str, int]) -> None:
+    for subset, n in sizes.items():
+        if len(images.get(subset, ())) != n:
+            raise DataError(f"{len(images.get(subset, ()))} {subset} images but {n} labels; need one image each")

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.evaluation.attacks.base import AttackResult
-from orchestrator.evaluation.leakage import AttackJob
+from orchestrator.evaluation.jobs import AttackJob
 from orchestrator.memory import keep_freed_memory
 
 Work = Callable[[AttackJob], AttackResult]
 
 
+class AnsweringJob(Protocol):
+    """A job that knows what to answer with when the process that ran it died."""
+
+    def lost(self, reason: str) -> Any:
+        """A result of the job's kind that is marked as crashed."""
+        ...
+
+
+Job = TypeVar("Job")
+Answering = TypeVar("Answering", bound=AnsweringJob)
+Result = TypeVar("Result")
+
+
 def on_ray(work: Work, jobs: Sequence[AttackJob]) -> Iterator[AttackResult]:
-    """`map`, as Ray remote functions. Results come in the order of the jobs.
+    """`map`, as Ray remote functions, for `evaluate_leakage`. See `spread`."""
+    return spread(
+        work,
+        jobs,
+        lost=lambda job, reason: AttackResult(attack=job.attack.name, seed=job.seed, seconds=0.0, crashed=reason),
+    )
+
+
+def jobs_on_ray(work: Callable[[Answering], Result], jobs: Sequence[Answering]) -> Iterator[Result]:
+    """`map`, as Ray remote functions, for jobs that answer for themselves. See `spread`."""
+    return spread(work, jobs, lost=lambda job, reason: job.lost(reason))
+
+
+def spread(
+    work: Callable[[Job], Result], jobs: Sequence[Job], *, lost: Callable[[Job, str], Result]
+) -> Iterator[Result]:
+    """Run jobs side by side, a core each. Results come in the order of the jobs.
 
     What the work holds (the features) is put into the object store once and shared by all jobs. A job whose process
     dies is a crashed attack: it says nothing about privacy.
@@ -21,18 +51,17 @@ def on_ray(work: Work, jobs: Sequence[AttackJob]) -> Iterator[AttackResult]:
     from ray.exceptions import RayError
 
     shared = ray.put(work)
-    run = ray.remote(_run).options(num_cpus=1, scheduling_strategy="SPREAD")
+    run: Any = ray.remote(_run).options(num_cpus=1, scheduling_strategy="SPREAD")
     references = [run.remote(shared, job) for job in jobs]
     for job, reference in zip(jobs, references, strict=True):
         try:
-            result: AttackResult = ray.get(reference)
+            result: Result = ray.get(reference)
         except RayError as error:
-            crashed = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            result = AttackResult(attack=job.attack.name, seed=job.seed, seconds=0.0, crashed=crashed)
+            result = lost(job, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         yield result
 
 
-def _run(work: Work, job: AttackJob) -> AttackResult:
+def _run(work: Callable[[Job], Result], job: Job) -> Result:
     import torch
 
     keep_freed_memory()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from orchestrator.evaluation.attacks.base import AttackResult, jsonable
@@ -16,29 +16,57 @@ CLAIM_MARGIN = 0.02
 """How far the upper bound of the leak may lie above what needs no feature (SPEC E.2)."""
 CLAIM_SEEDS = 3
 """How often every attacker must have been trained before a claim (SPEC E.2)."""
+MEASURES = ("accuracy", "balanced_accuracy", "auc", "bits")
+"""Of an attacker."""
+
+
+def coalition_name(tasks: Sequence[str]) -> str:
+    """``pose``, or ``pose + eyes`` where two tenants put their features together."""
+    return " + ".join(tasks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttackSummary:
-    """One attack over its seeds. Seeds that crashed are counted, and enter no number."""
+    """One attack over its seeds. Seeds that crashed or were skipped are counted, and enter no number."""
 
     attack: str
     results: tuple[AttackResult, ...]
 
     @property
     def completed(self) -> tuple[AttackResult, ...]:
-        """The results that did not crash."""
-        return tuple(result for result in self.results if result.crashed is None)
+        """The results that hold numbers."""
+        return tuple(result for result in self.results if result.completed)
 
     @property
     def crashed(self) -> int:
         """How many seeds crashed."""
-        return len(self.results) - len(self.completed)
+        return sum(result.crashed is not None for result in self.results)
+
+    @property
+    def skipped(self) -> str | None:
+        """Why the attack was not run; None if it was."""
+        return next((result.skipped for result in self.results if result.skipped is not None), None)
 
     def mean(self, measure: str) -> float:
-        """Mean over the seeds of ``accuracy``, ``balanced_accuracy``, ``auc`` or ``bits``; NaN if all crashed."""
-        values = [getattr(result, measure) for result in self.completed]
+        """Mean over the seeds of one of `MEASURES`; NaN if there is none."""
+        values = self._values(measure)
         return fmean(values) if values else math.nan
+
+    def seed_interval(self, measure: str) -> tuple[float, float]:
+        """95 % interval of that mean by Student's t: what other weights and batches could have given.
+
+        It says nothing about other test rows. NaN with fewer than two seeds.
+        """
+        from scipy.stats import t
+
+        values = self._values(measure)
+        if len(values) < 2:
+            return math.nan, math.nan
+        half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+        return fmean(values) - half, fmean(values) + half
+
+    def _values(self, measure: str) -> list[float]:
+        return [getattr(result, measure) for result in self.completed]
 
     @property
     def accuracy_max(self) -> float:
@@ -61,23 +89,27 @@ class AttackSummary:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         low, high = self.accuracy_interval
-        means = {measure: jsonable(self.mean(measure)) for measure in ("accuracy", "balanced_accuracy", "auc", "bits")}
+        means = {measure: jsonable(self.mean(measure)) for measure in MEASURES}
+        seeds = {measure: [jsonable(bound) for bound in self.seed_interval(measure)] for measure in MEASURES}
         return {
             "attack": self.attack,
             **means,
             "accuracy_max": jsonable(self.accuracy_max),
             "accuracy_low": jsonable(low),
             "accuracy_high": jsonable(high),
+            "seed_intervals": seeds,
             "crashed": self.crashed,
+            "skipped": self.skipped,
             "results": [result.to_json() for result in self.results],
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeakageRow:
-    """What the feature of one task tells about the label of another."""
+    """What the feature of one task, or of two together, tells about the label of another."""
 
     feature: str
+    """As `coalition_name` writes it."""
     target: str
     n_test: int
     swap: float | None
@@ -87,19 +119,32 @@ class LeakageRow:
     attacks: tuple[AttackSummary, ...]
     chance: float
     """Always answering the majority."""
+    chance_balanced: float
+    """The balanced accuracy of any answer that does not depend on the row."""
+    target_bits: float
+    """H(Y) of the test labels: as many bits as there are to read."""
     floor: Floor
     """From the label of the feature's own task alone."""
+
+    def best_by(self, measure: str) -> AttackSummary | None:
+        """The attack with the highest mean of one of `MEASURES`; None if there is none."""
+        measured = [summary for summary in self.attacks if not math.isnan(summary.mean(measure))]
+        return max(measured, key=lambda summary: summary.mean(measure), default=None)
+
+    def leak_by(self, measure: str) -> float | None:
+        """Its mean."""
+        best = self.best_by(measure)
+        return None if best is None else best.mean(measure)
 
     @property
     def best(self) -> AttackSummary | None:
         """The attack with the highest mean accuracy; None if all crashed."""
-        completed = [summary for summary in self.attacks if summary.completed]
-        return max(completed, key=lambda summary: summary.mean("accuracy"), default=None)
+        return self.best_by("accuracy")
 
     @property
     def leak(self) -> float | None:
         """Mean accuracy of the best retrained attacker over its seeds; None if no attacker came through."""
-        return None if self.best is None else self.best.mean("accuracy")
+        return self.leak_by("accuracy")
 
     @property
     def leak_interval(self) -> tuple[float, float] | None:
@@ -117,12 +162,20 @@ class LeakageRow:
         return None if self.leak is None else self.leak - self.baseline
 
     @property
+    def excess_balanced(self) -> float | None:
+        """The same in balanced accuracy."""
+        leak = self.leak_by("balanced_accuracy")
+        return None if leak is None else leak - max(self.floor.balanced_accuracy, self.chance_balanced)
+
+    @property
     def claim_obstacle(self) -> str | None:
         """Why this row must not be called "at chance"; None where it may (SPEC E.2)."""
         crashed = [summary.attack for summary in self.attacks if summary.crashed]
         interval = self.leak_interval
-        if crashed or interval is None:
+        if crashed:
             return f"crashed: {', '.join(crashed)}"
+        if interval is None:
+            return f"not run: {', '.join(summary.attack for summary in self.attacks)}"
         if (seeds := min(len(summary.results) for summary in self.attacks)) < CLAIM_SEEDS:
             return f"{seeds} seed(s) per attack; a claim needs {CLAIM_SEEDS}"
         limit = self.baseline + CLAIM_MARGIN
@@ -146,6 +199,8 @@ class LeakageRow:
             "swap_perm": self.swap_perm,
             "attacks": [summary.to_json() for summary in self.attacks],
             "chance": self.chance,
+            "chance_balanced": self.chance_balanced,
+            "target_bits": self.target_bits,
             "floor": self.floor.accuracy,
             "floor_balanced": self.floor.balanced_accuracy,
             "leak": self.leak,
@@ -153,8 +208,44 @@ class LeakageRow:
             "leak_low": low,
             "leak_high": high,
             "excess": self.excess,
+            **{f"leak_{measure}": self.leak_by(measure) for measure in MEASURES if measure != "accuracy"},
+            "excess_balanced": self.excess_balanced,
             "chance_claim_allowed": self.chance_claim_allowed,
             "claim_obstacle": self.claim_obstacle,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ceiling:
+    """What could be read of a target if nothing were held back. Attackers far below it may just be weak."""
+
+    target: str
+    attacks: tuple[AttackSummary, ...]
+    """The same attackers, on the universal feature u = E(x), which is not released."""
+    images: float | None = None
+    """Test accuracy of a network trained for the target on the images themselves; None where none was trained."""
+
+    @property
+    def best(self) -> AttackSummary | None:
+        """The attack on u with the highest mean accuracy; None if there is none."""
+        completed = [summary for summary in self.attacks if summary.completed]
+        return max(completed, key=lambda summary: summary.mean("accuracy"), default=None)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The larger of the two; None if neither was measured."""
+        universal = None if self.best is None else self.best.mean("accuracy")
+        return max((value for value in (universal, self.images) if value is not None), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, derived numbers included."""
+        return {
+            "target": self.target,
+            "accuracy": self.accuracy,
+            "universal": None if self.best is None else self.best.mean("accuracy"),
+            "universal_attack": None if self.best is None else self.best.attack,
+            "images": self.images,
+            "attacks": [summary.to_json() for summary in self.attacks],
         }
 
 
@@ -170,6 +261,10 @@ class LeakageReport:
     targets: tuple[str, ...]
     budget: AttackBudget
     seed: int
+    collusion: tuple[LeakageRow, ...] = ()
+    """Two released features together."""
+    ceilings: tuple[Ceiling, ...] = ()
+    """One per target, where they were measured."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -179,6 +274,21 @@ class LeakageReport:
     def row(self, feature: str, target: str) -> LeakageRow:
         """The row of that pair."""
         return next(row for row in self.rows if (row.feature, row.target) == (feature, target))
+
+    def apart(self, together: LeakageRow) -> float | None:
+        """The larger leak of the two features of a collusion row, each alone: what colluding is to be compared with."""
+        of_members = [
+            row.leak
+            for row in self.rows
+            if row.target == together.target
+            and row.leak is not None
+            and row.feature in together.feature.split(coalition_name(("", "")))
+        ]
+        return max(of_members, default=None)
+
+    def ceiling(self, target: str) -> Ceiling | None:
+        """Of that target; None if it was not measured."""
+        return next((ceiling for ceiling in self.ceilings if ceiling.target == target), None)
 
     @property
     def worst(self) -> LeakageRow | None:
@@ -196,4 +306,6 @@ class LeakageReport:
             "private": sorted(self.private),
             "own": dict(self.own),
             "rows": [row.to_json() for row in self.rows],
+            "collusion": [{**row.to_json(), "leak_apart": self.apart(row)} for row in self.collusion],
+            "ceilings": [ceiling.to_json() for ceiling in self.ceilings],
         }

@@ -1,9 +1,10 @@
-"""A leakage report as a table: for the terminal, and as Markdown for documents. Accuracies in %, excess in points."""
+"""A leakage report as tables: for the terminal, and as Markdown for documents. Accuracies in %, excess in points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -14,87 +15,159 @@ if TYPE_CHECKING:
 
 NOT_MEASURED = "-"
 CRASHED = "crashed"
+_WORDS = {"feature", "target", "by", "coalition"}
+"""Columns of text: they are left aligned, and may wrap where the terminal is narrow."""
 
 
-def leakage_table(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> Table:
-    """A rich table, one row per feature and target.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """One table as text."""
+
+    title: str
+    names: Sequence[str]
+    """Of the columns; the first two may be the feature and the target."""
+    rows: Sequence[Sequence[str]]
+    styles: Sequence[str]
+    """How a terminal shows the last cell of each row."""
+    note: str
+    repeated: frozenset[str] = frozenset()
+    """Columns that a terminal shows once for all rows of one feature."""
+
+
+def sheets(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> list[Sheet]:
+    """The leak of every feature, every attacker behind it, and collusion and ceilings where they were measured.
 
     ``alone`` is the accuracy of each task's network trained alone without privacy; it gets a column beside the own one.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    found = [_leaks(report, alone or {}), _attackers(report)]
+    if report.collusion:
+        found.append(_collusion(report))
+    if report.ceilings:
+        found.append(_ceilings(report))
+    return found
 
-    table = Table(
-        title="What each feature tells",
-        caption=legend(report),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    names = header(report, alone)
-    for position, name in enumerate(names):
-        # Where the terminal is narrow, names of tasks and "(1 crashed)" may wrap; numbers may not.
-        numbers = 2 <= position < len(names) - 3 - len(report.budget.attacks) or position >= len(names) - 3
-        justify: Literal["left", "right"] = "left" if position < 2 else "right"
-        table.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=numbers, overflow="fold")
-    starts = [True, *(row.feature != before.feature for before, row in pairwise(report.rows))]
-    ends = [*starts[1:], True]
-    of_feature = {names.index(name) for name in ("feature", "own", "alone") if name in names}
-    for row, cells, first, last in zip(report.rows, body(report, alone), starts, ends, strict=True):
-        shown = [cell if first or position not in of_feature else "" for position, cell in enumerate(cells)]
-        texts = [Text(cell, style="bold yellow" if CRASHED in cell else "") for cell in shown]
-        texts[-1].style = _excess_style(row)
-        table.add_row(*texts, end_section=last)
-    return table
+
+def leakage_tables(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> list[Table]:
+    """The sheets as rich tables."""
+    return [_terminal(sheet) for sheet in sheets(report, alone=alone)]
 
 
 def leakage_markdown(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> str:
-    """The same rows as a Markdown table, with the legend below."""
-    names = header(report, alone)
-    rules = ["---", "---", *["---:"] * (len(names) - 2)]
-    lines = [f"| {' | '.join(cells)} |" for cells in [names, rules, *body(report, alone)]]
-    return "\n".join([*lines, "", legend(report), ""])
+    """The sheets as Markdown tables, each with its legend below."""
+    return "\n".join(_markdown(sheet) for sheet in sheets(report, alone=alone))
 
 
-def header(report: LeakageReport, alone: Mapping[str, float] | None = None) -> list[str]:
-    """Column names. A column per attack, named after it."""
-    attacks = [attack.name.replace("_", " ") for attack in report.budget.attacks]
+def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
+    ceiling = ["ceiling"] if report.ceilings else []
     own = ["own", "alone"] if alone else ["own"]
-    return ["feature", "target", *own, "swap", "swap perm", *attacks, "chance", "floor", "excess"]
-
-
-def body(report: LeakageReport, alone: Mapping[str, float] | None = None) -> list[list[str]]:
-    """The cells of every row as text."""
-    return [
+    names = [
+        "feature",
+        "target",
+        *own,
+        "swap",
+        "swap perm",
+        "best",
+        "by",
+        "bits",
+        "chance",
+        "floor",
+        *ceiling,
+        "excess",
+    ]
+    rows = [
         [
             row.feature,
-            f"{row.target} (private)" if row.target in report.private else row.target,
+            _target(report, row),
             percent(report.own.get(row.feature)),
             *([percent(alone.get(row.feature))] if alone else []),
             percent(row.swap),
             percent(row.swap_perm),
-            *(attack_cell(summary) for summary in row.attacks),
+            *_best(row),
             percent(row.chance),
             percent(row.floor.accuracy),
+            *(percent(_ceiling(report, row.target)) for _ in ceiling),
             points(row.excess),
         ]
         for row in report.rows
     ]
+    return Sheet(
+        title="What each feature tells",
+        names=names,
+        rows=rows,
+        styles=[_excess_style(row) for row in report.rows],
+        note=legend(report),
+        repeated=frozenset({"feature", "own", "alone"}),
+    )
+
+
+def _attackers(report: LeakageReport) -> Sheet:
+    names = ["feature", "target", *(attack.name.replace("_", " ") for attack in report.budget.attacks)]
+    return Sheet(
+        title="Every attacker",
+        names=names,
+        rows=[[row.feature, _target(report, row), *map(attack_cell, row.attacks)] for row in report.rows],
+        styles=[""] * len(report.rows),
+        note=_skipped(report.rows),
+        repeated=frozenset({"feature"}),
+    )
+
+
+def _collusion(report: LeakageReport) -> Sheet:
+    attacks = [attack.name.replace("_", " ") for attack in report.budget.collusion]
+    return Sheet(
+        title="Two tenants together",
+        names=["coalition", "target", "apart", *attacks, "chance", "floor", "excess"],
+        rows=[
+            [
+                row.feature,
+                _target(report, row),
+                percent(report.apart(row)),
+                *map(attack_cell, row.attacks),
+                percent(row.chance),
+                percent(row.floor.accuracy),
+                points(row.excess),
+            ]
+            for row in report.collusion
+        ],
+        styles=[_excess_style(row) for row in report.collusion],
+        note="Attackers on the two features of the same image together. apart: the best attacker of all on one of them "
+        "alone. floor: from the labels of both tasks.",
+        repeated=frozenset({"coalition"}),
+    )
+
+
+def _ceilings(report: LeakageReport) -> Sheet:
+    return Sheet(
+        title="If nothing were held back",
+        names=["target", "chance", "images", "by", "universal"],
+        rows=[
+            [
+                ceiling.target,
+                percent(next((row.chance for row in report.rows if row.target == ceiling.target), None)),
+                percent(ceiling.images),
+                NOT_MEASURED if ceiling.best is None else ceiling.best.attack,
+                percent(None if ceiling.best is None else ceiling.best.mean("accuracy")),
+            ]
+            for ceiling in report.ceilings
+        ],
+        styles=[""] * len(report.ceilings),
+        note="images: a network trained for the target on the images. universal: the best of the same attackers on the "
+        "universal feature, which no tenant receives. An attacker that stays far below them may just be weak.",
+    )
 
 
 def legend(report: LeakageReport) -> str:
-    """How to read the table, and which rows may be called "at chance"."""
+    """How to read the first table, and which rows may be called "at chance"."""
     budget = report.budget
     rows = "rows that the defence never saw" + (" and its training rows" if len(budget.subsets) > 1 else "")
     seeds = "1 seed" if budget.seeds == 1 else f"the mean of {budget.seeds} seeds"
-    attacks = ", ".join(attack.name.replace("_", " ") for attack in budget.attacks)
     claims = [f"{row.feature} on {row.target}" for row in report.rows if row.chance_claim_allowed]
+    ceiling = "ceiling: with nothing held back. " if report.ceilings else ""
     return (
         "Test accuracy in %. own: the task itself. swap: the feature in the target's own head, which says little about "
-        f"leakage; swap perm: with its answers renamed. {attacks}: trained afresh on {rows}, {seeds}. "
-        "chance: the majority; floor: from the task's own label alone. excess: the best attacker less the larger of "
+        f"leakage; swap perm: with its answers renamed. best: of the attackers trained afresh on {rows}, {seeds}. "
+        "bits: the most that one of them read, of all there are. "
+        f"chance: the majority; floor: from the task's own label alone. {ceiling}excess: best less the larger of "
         f"chance and floor, in points. At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
         f"{'; '.join(claims) or 'no row'}."
     )
@@ -106,16 +179,82 @@ def percent(value: float | None) -> str:
 
 
 def points(excess: float | None) -> str:
-    """``+12.3``; an excess is missing only where every attack crashed."""
+    """``+12.3``; an excess is missing only where no attacker came through."""
     return CRASHED if excess is None else f"{round(100 * excess, 1) + 0.0:+.1f}"
 
 
 def attack_cell(summary: AttackSummary) -> str:
-    """The mean over the seeds; a crash is said, never averaged away."""
+    """The mean over the seeds; a crash is said, never averaged away, and an attack that was not run is a dash."""
     if not summary.completed:
-        return CRASHED
+        return CRASHED if summary.crashed else NOT_MEASURED
     crashes = f" ({summary.crashed} {CRASHED})" if summary.crashed else ""
     return percent(summary.mean("accuracy")) + crashes
+
+
+def _best(row: LeakageRow) -> tuple[str, str, str]:
+    """The best attacker's accuracy, its name with what crashed beside it, and bits read."""
+    crashes = sum(summary.crashed for summary in row.attacks)
+    note = f" ({crashes} {CRASHED})" if crashes else ""
+    if row.best is None:
+        return CRASHED if crashes else NOT_MEASURED, NOT_MEASURED + note, NOT_MEASURED
+    bits = row.leak_by("bits")
+    read = NOT_MEASURED if bits is None else f"{bits:.2f}/{row.target_bits:.2f}"
+    return percent(row.leak), row.best.attack.replace("_", " ") + note, read
+
+
+def _target(report: LeakageReport, row: LeakageRow) -> str:
+    return f"{row.target} (private)" if row.target in report.private else row.target
+
+
+def _ceiling(report: LeakageReport, target: str) -> float | None:
+    ceiling = report.ceiling(target)
+    return None if ceiling is None else ceiling.accuracy
+
+
+def _skipped(rows: Sequence[LeakageRow]) -> str:
+    """Why there are dashes, each reason once."""
+    reasons = {
+        f"{summary.attack.replace('_', ' ')}: {summary.skipped}"
+        for row in rows
+        for summary in row.attacks
+        if summary.skipped is not None
+    }
+    return f"Not run: {'; '.join(sorted(reasons))}." if reasons else ""
+
+
+def _markdown(sheet: Sheet) -> str:
+    rules = ["---" if name in _WORDS else "---:" for name in sheet.names]
+    lines = [f"| {' | '.join(cells)} |" for cells in [sheet.names, rules, *sheet.rows]]
+    return "\n".join([f"**{sheet.title}**", "", *lines, "", *([sheet.note, ""] if sheet.note else [])])
+
+
+def _terminal(sheet: Sheet) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=sheet.title,
+        caption=sheet.note or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    for name, cells in zip(sheet.names, zip(*sheet.rows, strict=True), strict=True):
+        justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
+        words = name in _WORDS or any(CRASHED in cell for cell in cells)
+        table.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=not words, overflow="fold")
+    starts = [True, *(row[0] != before[0] for before, row in pairwise(sheet.rows))]
+    ends = [*starts[1:], True]
+    for row, style, first, last in zip(sheet.rows, sheet.styles, starts, ends, strict=True):
+        shown = [
+            cell if first or name not in sheet.repeated else "" for name, cell in zip(sheet.names, row, strict=True)
+        ]
+        texts = [Text(cell, style="bold yellow" if CRASHED in cell else "") for cell in shown]
+        texts[-1].style = style or texts[-1].style
+        table.add_row(*texts, end_section=last and bool(sheet.repeated))
+    return table
 
 
 def _excess_style(row: LeakageRow) -> str:

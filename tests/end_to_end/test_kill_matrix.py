@@ -1,4 +1,4 @@
-"""The kill matrix, whole where there is time, and its cheapest rows where there is not."""
+"""The kill matrix: whole, its cheapest rows, and that no cell is missing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def test_every_row_has_every_column():
         assert [when for name, when in names if name == who] == ["forward", "backward", "checkpoint", "publish"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_driver_that_dies_while_it_publishes_publishes_once_and_spends_nothing_more(tmp_path):
     rows = _run([cell for cell in cells() if (cell.who, cell.when) == ("driver", "publish")], tmp_path)
@@ -31,6 +32,7 @@ def test_a_driver_that_dies_while_it_publishes_publishes_once_and_spends_nothing
     assert [(row.struck, row.starts) for row in rows] == [(6, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_worker_and_a_consumer_that_die_change_nothing_in_the_end(tmp_path):
     wanted = {("train worker", "backward"), ("consumer loop", "backward")}

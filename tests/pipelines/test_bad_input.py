@@ -91,7 +91,7 @@ def test_an_unknown_flag_or_a_value_of_the_wrong_type_exits_with_2(home, capsys)
     assert "--epslion" in capsys.readouterr().err
     assert run_train("--preset", "digits", "--epochs", "many") == 2
     assert "many" in capsys.readouterr().err
-    assert not home.exists()
+    assert [path.name for path in home.iterdir()] == ["mlflow.db"], "as the test made it"
 
 
 def test_an_unknown_key_in_a_preset_file_is_refused(home, tmp_path, capsys):

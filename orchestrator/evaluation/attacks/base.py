@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from orchestrator.errors import DataError
 from tasks.metrics import compute_metrics
@@ -21,6 +22,21 @@ from tasks.spec import TaskSpec
 
 FloatArray = NDArray[np.float32]
 LabelArray = NDArray[np.int64]
+ImageArray = NDArray[np.uint8]
+
+
+class NotApplicable(Exception):  # noqa: N818 - a signal to `attack_once`; no user ever sees it
+    """The attack needs what this attacker does not have. That is neither a crash nor a sign of privacy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantHead:
+    """M_j, which the tenant of the target's own task holds."""
+
+    module: nn.Module
+    """Shared by all attacks of a process: who trains it, copies it first."""
+    feature_shape: tuple[int, ...]
+    """(C, H, W) or (D,) of the feature that it takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +58,12 @@ class AttackInput:
     seed: int
     device: str = "cpu"
     """Where to train: ``cpu``, ``cuda``, ``cuda:1`` ..."""
+    head: TenantHead | None = field(default=None, repr=False)
+    """Of the target's task; None where there is none to be had."""
+    train_images: ImageArray | None = field(default=None, repr=False)
+    """(N, S, S, 3) of the training rows, where the attacker owns the images that its features were made from."""
+    validation_images: ImageArray | None = field(default=None, repr=False)
+    """The same of the validation rows. The images of the test rows are what an attacker never has."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -54,6 +76,10 @@ class AttackInput:
                 raise DataError(
                     f"the attack's {name} labels run from {y.min()} to {y.max()}, not 0..{self.n_classes - 1}"
                 )
+        for name in ("train", "validation"):
+            images, n = getattr(self, f"{name}_images"), len(getattr(self, f"{name}_y"))
+            if images is not None and len(images) != n:
+                raise DataError(f"the attack's {name} rows: {len(images)} images and {n} labels; need one image each")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +100,13 @@ class AttackResult:
     seconds: float = 0.0
     crashed: str | None = None
     """What went wrong. A crashed attack says nothing about privacy."""
+    skipped: str | None = None
+    """What the attack would have needed. It was not run, and enters no number."""
+
+    @property
+    def completed(self) -> bool:
+        """Whether there are numbers."""
+        return self.crashed is None and self.skipped is None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; NaN becomes null."""
@@ -89,7 +122,10 @@ class Attack(Protocol):
         ...
 
     def run(self, data: AttackInput) -> AttackResult:
-        """Train on the training rows, choose on the validation rows, answer for the test rows. May raise."""
+        """Train on the training rows, choose on the validation rows, answer for the test rows. May raise.
+
+        Raises `NotApplicable` where it needs what the input does not hold.
+        """
         ...
 
 
@@ -98,6 +134,8 @@ def attack_once(attack: Attack, data: Callable[[], AttackInput], seed: int) -> A
     started = time.perf_counter()
     try:
         return attack.run(data())
+    except NotApplicable as missing:
+        return AttackResult(attack=attack.name, seed=seed, skipped=str(missing))
     except Exception as error:
         seconds = time.perf_counter() - started
         return AttackResult(attack=attack.name, seed=seed, seconds=seconds, crashed=f"{type(error).__name__}: {error}")

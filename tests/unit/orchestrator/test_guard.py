@@ -40,7 +40,7 @@ def blind_gradient(labels, step=0):
 
 def common_gradient(labels, step=0):
     """All are pulled one way, and a little by what is in the image, which goes with the label: perfect agreement."""
-    pull = np.random.default_rng(99).normal(size=(1, 3, 2, 2))
+    pull = np.random.default_rng(98).normal(size=(1, 3, 2, 2))
     return (pull / len(labels) + 0.3 * honest_gradient(labels, step)).astype(np.float32)
 
 
@@ -126,11 +126,11 @@ def test_a_norm_far_above_the_tasks_own_trips_after_the_warm_up_and_a_hard_examp
     guard = GradientGuard(GuardConfig())
     for step in range(80):
         labels = labels_of(step)
-        assert ask(guard, step, honest_gradient(labels, step, scale=10.0 ** -(step / 16)), labels)
-    hard = honest_gradient(labels, 80, scale=1e-5)
-    hard[0] *= 1e5
+        assert ask(guard, step, honest_gradient(labels, step, scale=10.0 ** -(step / 12)), labels)
+    hard = honest_gradient(labels, 80, scale=1e-6)
+    hard[0] *= 1e6
     assert ask(guard, 80, hard, labels)
-    hard[0] *= 1e3
+    hard[0] *= 1e5
     assert not ask(guard, 81, hard, labels)
     assert "norm" in guard.quarantined["left"]
 

@@ -8,16 +8,40 @@ from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.budget import BUDGETS, AttackBudget
 
 
-def test_the_full_budget_meets_what_a_claim_needs():
-    full = AttackBudget.preset("full")
-    assert full.seeds >= 3
-    assert full.subsets == ("attacker", "train")
-    assert {attack.name for attack in full.attacks} >= {"linear", "cnn"}
+@pytest.mark.parametrize("name", ["full", "suite"])
+def test_a_budget_that_may_carry_a_claim_meets_what_a_claim_needs(name):
+    budget = AttackBudget.preset(name)
+    assert budget.seeds >= 3
+    assert budget.subsets == ("attacker", "train")
+    assert {attack.name for attack in budget.attacks} >= {"linear", "cnn"}
+
+
+def test_the_suite_has_every_kind_of_attacker_and_tenants_that_collude():
+    suite = AttackBudget.preset("suite")
+    assert [attack.name for attack in suite.attacks] == [
+        "linear",
+        "mlp",
+        "cnn",
+        "adapter",
+        "decensoring",
+        "svm",
+        "knn",
+        "few_50",
+        "few_500",
+    ]
+    assert [attack.name for attack in suite.collusion] == ["linear", "mlp", "cnn"]
+    assert suite.needs_images
+
+
+def test_the_quick_budget_is_small_and_needs_no_images():
+    quick = AttackBudget.preset("quick")
+    assert {attack.name for attack in quick.attacks} <= {"linear", "mlp", "cnn", "knn", "few_50"}
+    assert (quick.seeds, quick.collusion, quick.needs_images) == (1, (), False)
 
 
 def test_a_preset_takes_another_number_of_seeds_and_an_unknown_one_lists_the_known():
     assert AttackBudget.preset("quick", seeds=4).seeds == 4
-    with pytest.raises(UnknownNameError, match="full, quick"):
+    with pytest.raises(UnknownNameError, match="full, quick, suite"):
         AttackBudget.preset("huge")
 
 
@@ -30,8 +54,8 @@ def test_every_budget_travels_and_says_its_settings(budget):
 
 def test_the_rest_of_a_backbone_is_one_more_attack():
     budget = AttackBudget.preset("quick").with_backbone("resnet18", 7)
-    assert [attack.name for attack in budget.attacks] == ["linear", "cnn", "cnn_backbone"]
-    assert budget.to_json()["attacks"][2]["split_index"] == 7
+    assert budget.attacks[-1].name == "cnn_backbone"
+    assert budget.to_json()["attacks"][-1]["split_index"] == 7
 
 
 @pytest.mark.parametrize(
@@ -39,6 +63,7 @@ def test_the_rest_of_a_backbone_is_one_more_attack():
     [
         {"attacks": ()},
         {"attacks": (LinearAttack(), LinearAttack())},
+        {"collusion": (LinearAttack(), LinearAttack())},
         {"seeds": 0},
         {"validation_fraction": 1.0},
         {"attacker_data": "test"},

@@ -24,6 +24,8 @@ def row(feature, target, accuracy, *, swap):
         swap_perm=swap,
         attacks=(AttackSummary(attack="linear", results=(result if accuracy is not None else crashed,)),),
         chance=0.3,
+        chance_balanced=0.5,
+        target_bits=1.0,
         floor=Floor(0.4, 0.4),
     )
 

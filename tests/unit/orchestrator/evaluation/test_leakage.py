@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 
@@ -7,8 +8,11 @@ import torch
 from torch import nn
 
 from orchestrator.errors import DataError, UnknownNameError
+from orchestrator.evaluation.attacks.adapter import AdapterAttack
 from orchestrator.evaluation.attacks.base import AttackResult
+from orchestrator.evaluation.attacks.decensoring import DecensoringAttack
 from orchestrator.evaluation.attacks.linear import LinearAttack
+from orchestrator.evaluation.attacks.mlp import MlpAttack
 from orchestrator.evaluation.leakage import AttackBudget, TaskFeatures, evaluate_leakage
 from tasks.spec import TaskSpec
 
@@ -232,6 +236,95 @@ def test_a_runner_that_loses_results_is_noticed(world):
 def test_arrays_that_do_not_fit_are_refused_before_anything_runs(world, spoil, error, message):
     with pytest.raises(error, match=message):
         evaluate(spoil(*world), run=lambda function, jobs: pytest.fail("ran"))
+
+
+@pytest.mark.parametrize("change", [{"head": "depth_map"}, {"loss": "l1"}])
+def test_a_target_that_has_no_classes_is_refused_before_anything_runs(world, change):
+    features, labels, specs = world
+    other = {**specs, "s": dataclasses.replace(specs["s"], **change)}
+    with pytest.raises(DataError, match=r"'s' is no classification task.*needed: 'classifier', 'cross_entropy'"):
+        evaluate((features, labels, other), run=lambda function, jobs: pytest.fail("ran"))
+
+
+def shared_secret(world):
+    """Task a's feature holds a random share, b's the share that makes s of it; each alone is a coin toss."""
+    features, labels, specs = world
+    rng = np.random.default_rng(7)
+    shares = {subset: rng.integers(0, 2, n) for subset, n in SIZES.items()}
+
+    def feature(bits):
+        made = {}
+        for subset, n in SIZES.items():
+            z = 0.3 * rng.normal(size=(n, 4, 2, 2))
+            z[:, 0] += 2 * (2 * bits[subset] - 1)[:, None, None]
+            made[subset] = z.astype(np.float32)
+        return made
+
+    halves = {"a": shares, "b": {subset: shares[subset] ^ labels["s"][subset] for subset in SIZES}}
+    split = {task: dataclasses.replace(features[task], features=feature(bits)) for task, bits in halves.items()}
+    return {**features, **split}, labels, specs
+
+
+def test_a_secret_that_two_tenants_share_is_read_by_both_together_and_by_neither_alone(world):
+    mlp = MlpAttack(width=32, epochs=1, min_steps=300, batch_size=32)
+    report = evaluate(shared_secret(world), budget=AttackBudget(attacks=(mlp,), collusion=(mlp,), seeds=1))
+    (together,) = report.collusion
+    assert (together.feature, together.target, together.swap) == ("a + b", "s", None)
+    assert together.leak > 0.95
+    assert abs(report.row("a", "s").excess) < 0.08
+    assert abs(report.row("b", "s").excess) < 0.08
+    assert report.apart(together) == max(report.row(feature, "s").leak for feature in "ab")
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))["collusion"][0]
+    assert (written["leak"], written["leak_apart"]) == (together.leak, report.apart(together))
+    assert [row["feature"] for row in report.to_json()["rows"]] == ["a", "a", "b", "b"]
+
+
+def test_the_floor_of_a_coalition_comes_from_both_labels(world):
+    features, labels, specs = world
+    differ = {subset: labels["a"][subset] ^ labels["b"][subset] for subset in SIZES}
+    budget = AttackBudget(attacks=(LinearAttack(),), collusion=(LinearAttack(),), seeds=1)
+    report = evaluate((features, {**labels, "c": differ}, {**specs, "c": spec("c")}), budget=budget)
+    row = next(row for row in report.collusion if row.target == "c")
+    assert row.floor.accuracy == 1.0
+    assert report.row("a", "c").floor.accuracy < 0.6
+
+
+def test_a_coalitions_crash_is_reported_as_a_crash(world):
+    report = evaluate(world, budget=AttackBudget(attacks=(LinearAttack(),), collusion=(Crashing(),), seeds=1))
+    assert [row.claim_obstacle for row in report.collusion] == ["crashed: crashing"]
+
+
+def test_attackers_get_the_head_of_the_targets_tenant_and_images_of_their_own_rows_alone(world):
+    features = world[0]
+    images = {subset: np.full((n, 2, 2, 3), k, np.uint8) for k, (subset, n) in enumerate(SIZES.items())}
+    images["attacker"] += np.arange(SIZES["attacker"], dtype=np.uint8)[:, None, None, None]
+    peeking = Peeking()
+    evaluate(world, budget=AttackBudget(attacks=(peeking,), seeds=1), images=images)
+    given = peeking.seen[0]
+    assert given.head.module is features["b"].head
+    assert given.head.feature_shape == (4, 2, 2)
+    owned = np.concatenate([given.train_images, given.validation_images])
+    z = np.concatenate([given.train_z, given.validation_z])
+    for image, feature in zip(owned, z, strict=True):
+        row = int(image[0, 0, 0]) - 1
+        assert (features["a"].features["attacker"][row] == feature).all()
+    with pytest.raises(DataError, match="3 attacker images but 200 labels"):
+        evaluate(world, images={**images, "attacker": images["attacker"][:3]})
+
+
+def test_an_attack_that_lacks_what_it_needs_is_neither_a_crash_nor_an_obstacle(world):
+    features, labels, specs = world
+    headless = {task: dataclasses.replace(given, head=None) for task, given in features.items()}
+    needy = (AdapterAttack(), DecensoringAttack())
+    row = evaluate((headless, labels, specs), budget=AttackBudget(attacks=(*needy, LinearAttack()), seeds=3)).row(
+        "a", "b"
+    )
+    assert [summary.skipped is not None for summary in row.attacks] == [True, True, False]
+    assert [summary.crashed for summary in row.attacks] == [0, 0, 0]
+    assert row.best.attack == "linear"
+    assert "leak may be" in row.claim_obstacle
+    nothing = evaluate((headless, labels, specs), budget=AttackBudget(attacks=needy, seeds=3)).rows[0]
+    assert (nothing.leak, nothing.claim_obstacle) == (None, "not run: adapter, decensoring")
 
 
 def test_a_private_task_that_is_not_asked_for_is_left_alone(world):

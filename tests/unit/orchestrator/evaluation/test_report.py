@@ -1,9 +1,11 @@
+import math
+
 import pytest
 
 from orchestrator.evaluation.attacks.base import AttackResult
 from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.evaluation.floors import Floor, clopper_pearson
-from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow
+from orchestrator.evaluation.report import AttackSummary, Ceiling, LeakageReport, LeakageRow
 
 
 def summary(attack, *corrects, total=10_000):
@@ -22,6 +24,8 @@ def row(*attacks, chance=0.5, floor=0.4, target="b"):
         swap_perm=None,
         attacks=attacks,
         chance=chance,
+        chance_balanced=0.5,
+        target_bits=1.0,
         floor=Floor(floor, floor),
     )
 
@@ -73,3 +77,38 @@ def test_the_worst_row_is_the_one_with_the_largest_excess():
     assert report.worst is high
     assert report.features == ("a",)
     assert report.to_json()["rows"][1]["leak_attack"] == "x"
+
+
+def test_the_best_attacker_is_found_for_every_measure():
+    calm = AttackSummary(
+        attack="calm", results=(AttackResult(attack="calm", seed=0, correct=6, total=10, accuracy=0.6, bits=0.3),)
+    )
+    found = row(summary("rough", 7000), calm)
+    assert found.best.attack == "rough"
+    assert (found.best_by("bits").attack, found.leak_by("bits")) == ("calm", 0.3)
+    assert found.leak_by("auc") is None
+    assert found.to_json()["leak_bits"] == 0.3
+
+
+def test_the_balanced_excess_is_over_the_larger_of_the_balanced_floor_and_chance():
+    balanced = AttackSummary(
+        attack="x", results=(AttackResult(attack="x", seed=0, accuracy=0.9, total=10, balanced_accuracy=0.7),)
+    )
+    assert row(balanced, floor=0.4).excess_balanced == pytest.approx(0.2)
+    assert row(balanced, floor=0.6).excess_balanced == pytest.approx(0.1)
+
+
+def test_the_interval_over_seeds_is_students():
+    low, high = summary("x", 5000, 6000, 7000).seed_interval("accuracy")
+    half = 4.302653 * 0.1 / 3**0.5  # t(0.975) of two degrees of freedom
+    assert (low, high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
+    assert all(math.isnan(bound) for bound in summary("x", 5000).seed_interval("accuracy"))
+    assert summary("x", 5000).to_json()["seed_intervals"]["accuracy"] == [None, None]
+
+
+def test_a_ceiling_is_the_larger_of_features_and_images():
+    universal = summary("linear", 6000), summary("cnn", 8000)
+    assert Ceiling(target="b", attacks=universal, images=0.7).accuracy == 0.8
+    assert Ceiling(target="b", attacks=universal, images=0.9).accuracy == 0.9
+    written = Ceiling(target="b", attacks=universal).to_json()
+    assert (written["universal"], written["universal_attack"], written["images"]) == (0.8, "cnn", None)
