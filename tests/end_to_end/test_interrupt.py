@@ -33,6 +33,8 @@ def test_an_interrupted_run_leaves_nothing_half_done(tmp_path, how):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that started the tests in the background has them, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     ) as run:
         assert run.stdout is not None
         phase_two = False
