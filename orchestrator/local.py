@@ -9,6 +9,7 @@ from orchestrator.assembly import SessionPlan, build_producer
 from orchestrator.consumer import Consumer, ConsumerConfig
 from orchestrator.network import pick_device
 from orchestrator.ports import Pending, Ready
+from orchestrator.states import tensor_state
 from orchestrator.wire import FeatureBatch, FeatureGradient, PublicKey, SealedLabels, TaskOffer
 
 
@@ -48,7 +49,7 @@ class LocalProducer:
 
     def load_state_dict(self, state: dict[str, Any]) -> Ready:
         """Go on from there."""
-        self.producer.load_state_dict(state)
+        self.producer.load_state_dict(tensor_state(state))  # saved by a Ray session, it holds arrays
         return Ready(None)
 
     def revive(self) -> None:
@@ -96,7 +97,7 @@ class LocalConsumer:
 
     def load_state_dict(self, state: dict[str, Any]) -> Ready:
         """Go on from there."""
-        self.consumer.load_state_dict(state)
+        self.consumer.load_state_dict(tensor_state(state))
         return Ready(None)
 
     def revive(self) -> None:
