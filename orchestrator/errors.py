@@ -8,12 +8,14 @@ MetaMorphosisError                  exit status 1
 │   ├── AlreadyPublishedError       the catalog already has this task for this encoder
 │   ├── NotPublishedError           the catalog has no such encoder or task
 │   ├── PrivacyRefusal              what was asked would break the guarantee that would be printed
-│   │   └── BudgetExceededError      the data set's privacy budget does not have what was asked for
+│   │   ├── BudgetExceededError      the data set's privacy budget does not have what was asked for
+│   │   └── BitBudgetExceededError   a tenant's bits of a task do not have room for the features asked for
 │   ├── UnavailableError            a tracking server or a cluster does not answer
 │   └── MissingExtraError           an optional dependency is not installed
 ├── ProtocolError                   a party sent what the protocol does not allow
 ├── PartyLostError                  a party died or stopped answering
 ├── NonFiniteLossError              training diverged
+├── NonFiniteFeatureError           a bounded feature is NaN or infinite
 ├── QuarantineError                 no task is left whose consumer may be listened to
 ├── AuditError                      an audit measured what contradicts the claims
 ├── PublishConflictError            somebody else published first
@@ -26,6 +28,7 @@ from tasks.errors import ConfigError, DataError, MetaMorphosisError, UnknownName
 __all__ = [
     "AlreadyPublishedError",
     "AuditError",
+    "BitBudgetExceededError",
     "BudgetExceededError",
     "CheckpointError",
     "ConfigError",
@@ -33,6 +36,7 @@ __all__ = [
     "LedgerError",
     "MetaMorphosisError",
     "MissingExtraError",
+    "NonFiniteFeatureError",
     "NonFiniteLossError",
     "NotPublishedError",
     "PartyLostError",
@@ -72,6 +76,27 @@ class BudgetExceededError(PrivacyRefusal):
     """The data set's privacy budget does not have what was asked for."""
 
 
+class BitBudgetExceededError(PrivacyRefusal):
+    """A tenant's bits of a task do not have room for the features asked for. None was released, nothing was charged."""
+
+    def __init__(self, tenant: str, task: str, asked_bits: float, left_bits: float, limit_bits: float | None) -> None:
+        super().__init__(tenant, task, asked_bits, left_bits, limit_bits)
+        self.tenant, self.task = tenant, task
+        self.asked_bits, self.left_bits, self.limit_bits = asked_bits, left_bits, limit_bits
+
+    def __str__(self) -> str:
+        if self.limit_bits is None:
+            return (
+                f"tenant {self.tenant!r} has no limit of bits for task {self.task!r}, so nothing may be released: "
+                "set one first"
+            )
+        return (
+            f"tenant {self.tenant!r} asked for {self.asked_bits:g} bits of task {self.task!r}, and {self.left_bits:g} "
+            f"of {self.limit_bits:g} are left; nothing was released. Ask for fewer images, or for images that this "
+            "tenant was given before, which are free with keyed noise"
+        )
+
+
 class UnavailableError(UserError):
     """A tracking server or a cluster does not answer."""
 
@@ -107,6 +132,10 @@ class NonFiniteLossError(MetaMorphosisError):
             f"the loss of task {self.task!r} is {self.loss} at step {self.step}; no task was published. "
             "Lower --lr or --omega, and check the images for constant or corrupt ones"
         )
+
+
+class NonFiniteFeatureError(MetaMorphosisError):
+    """A bounded feature is NaN or infinite, so no channel bounds what it tells: its module or its input is bad."""
 
 
 class QuarantineError(MetaMorphosisError):

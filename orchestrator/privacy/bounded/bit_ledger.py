@@ -1,0 +1,345 @@
+"""The ledger of bits: what every tenant was told through every task, and how much more it may be.
+
+    charge     before features are released: on the disk, or refused as a whole if the limit would be passed
+
+With keyed noise a feature that was released once is free for ever: the same bytes tell nothing new. The ledger
+recognises it by a keyed digest (`keyed_noise.release_digests`), so the file identifies no image. With fresh noise every
+release counts. A new version is a new release of every image, charged beside the old one.
+
+Bits of one tenant's tasks add up, and so do those of tenants who put theirs together: the limit is for one pair of
+them. What is counted is the channel's bound, whatever the image; a release that was charged and then failed stays
+charged.
+
+One SQLite file in WAL mode, which many processes and threads of one machine may use at once, on a local disk. Counts
+are whole numbers of releases; bits are made of them when asked for, so nothing drifts however long the ledger is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from orchestrator.errors import BitBudgetExceededError, ConfigError, LedgerError
+
+RELEASE_DIGEST_BYTES: Final = 16
+"""Two different releases have equal digests with a probability of 2^-128."""
+_APPLICATION_ID: Final = 0x4D4D4249
+_VERSION: Final = 1
+_BUSY_S: Final = 60.0
+_ROUNDING: Final = 1e-12
+"""Relative: three times 9.3 bits must fit into a limit of 27.9."""
+
+_SCHEMA: Final = (
+    """CREATE TABLE limits (
+        tenant TEXT NOT NULL,
+        task TEXT NOT NULL,
+        bits REAL NOT NULL CHECK (bits >= 0),
+        PRIMARY KEY (tenant, task)
+    ) STRICT""",
+    """CREATE TABLE spending (
+        id INTEGER PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        task TEXT NOT NULL,
+        version TEXT NOT NULL,
+        fresh INTEGER NOT NULL CHECK (fresh IN (0, 1)),
+        bits_per_release REAL NOT NULL CHECK (bits_per_release > 0),
+        releases INTEGER NOT NULL DEFAULT 0 CHECK (releases >= 0),
+        UNIQUE (tenant, task, version, fresh)
+    ) STRICT""",
+    """CREATE TABLE released (
+        spending INTEGER NOT NULL REFERENCES spending,
+        digest BLOB NOT NULL,
+        PRIMARY KEY (spending, digest)
+    ) STRICT, WITHOUT ROWID""",
+    # Counts only ever grow, and what they are for never changes, whoever writes to the file. A digest that was taken
+    # out is charged again, which is safe.
+    """CREATE TRIGGER spending_grows BEFORE UPDATE ON spending
+    WHEN NEW.releases < OLD.releases OR NEW.tenant IS NOT OLD.tenant OR NEW.task IS NOT OLD.task
+      OR NEW.version IS NOT OLD.version OR NEW.fresh IS NOT OLD.fresh
+      OR NEW.bits_per_release IS NOT OLD.bits_per_release
+    BEGIN SELECT RAISE(ABORT, 'what was released cannot be taken back'); END""",
+    """CREATE TRIGGER spending_stays BEFORE DELETE ON spending
+    BEGIN SELECT RAISE(ABORT, 'what was released cannot be taken back'); END""",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spending:
+    """Releases of one version of a task to one tenant."""
+
+    version: str
+    fresh: bool
+    """Whether each release had noise of its own."""
+    bits_per_release: float
+    releases: int
+    """That counted. Keyed: so many images."""
+
+    @property
+    def bits(self) -> float:
+        """Of all of them."""
+        return self.releases * self.bits_per_release
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BitAccount:
+    """Everything about one tenant and one task."""
+
+    tenant: str
+    task: str
+    limit_bits: float | None
+    """Infinite: bits are counted only. None: none was set, so nothing may be released."""
+    spending: tuple[Spending, ...]
+
+    @property
+    def spent_bits(self) -> float:
+        """Released so far."""
+        return math.fsum(part.bits for part in self.spending)
+
+    @property
+    def left_bits(self) -> float:
+        """What may still be released; 0 where the limit was lowered below what is spent."""
+        return max(0.0, (self.limit_bits or 0.0) - self.spent_bits)
+
+    def has_room_for(self, bits: float) -> bool:
+        """Whether so many bits more do not pass the limit."""
+        total = math.fsum((self.spent_bits, bits))
+        return self.limit_bits is not None and total <= self.limit_bits * (1 + _ROUNDING)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary. ``limit_bits`` is null where none was set, "none" where bits are only counted."""
+        counting = self.limit_bits is not None and math.isinf(self.limit_bits)
+        return {
+            "tenant": self.tenant,
+            "task": self.task,
+            "limit_bits": "none" if counting else self.limit_bits,
+            "bits_spent": self.spent_bits,
+            "bits_left": None if counting else self.left_bits,
+            "versions": [
+                {
+                    "version": part.version,
+                    "noise": "fresh" if part.fresh else "keyed",
+                    "bits_per_release": part.bits_per_release,
+                    "releases": part.releases,
+                }
+                for part in self.spending
+            ],
+        }
+
+
+class BitLedger:
+    """The bits of all tenants of one producer. A context manager; many threads and processes may use the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it, or begin a new one. Raises `LedgerError` for a file that is something else, or damaged."""
+        self.path = path
+        self._one_at_a_time = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(f"cannot open the ledger of bits {path}: {error.strerror}") from error
+        with self._errors("open"):
+            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            with self._errors("open"):
+                self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> BitLedger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def set_limit(self, tenant: str, task: str, bits: float) -> BitAccount:
+        """What this tenant may be told through this task in all; infinite only counts.
+
+        It may be below what is spent: then nothing is left, and what was released before stays free with keyed noise.
+        """
+        if not bits >= 0:
+            raise ConfigError(f"a limit of bits must be >= 0, got {bits}")
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO limits VALUES (?, ?, ?) ON CONFLICT (tenant, task) DO UPDATE SET bits = excluded.bits",
+                (tenant, task, float(bits)),
+            )
+            return self._account(tenant, task)
+
+    def charge(
+        self,
+        tenant: str,
+        task: str,
+        version: str,
+        digests: Sequence[bytes],
+        bits_per_release: float,
+        *,
+        fresh: bool,
+    ) -> float:
+        """Charge features that are about to be released, one a digest, on the disk before it returns the bits.
+
+        Keyed noise: digests that were charged before, or occur twice, are free. Fresh noise: every one counts. Without
+        a limit nothing but free releases passes. Raises `BitBudgetExceededError` if the limit would be passed, and
+        `LedgerError` if it cannot be written or this version had another number of bits; then nothing is charged, and
+        nothing may be released.
+        """
+        _check_charge(digests, bits_per_release)
+        if not digests:
+            return 0.0
+        with self._transaction() as db:
+            # Before anything is added: what is asked for is measured against this.
+            account = self._account(tenant, task)
+            spending = self._spending(tenant, task, version, bits_per_release, fresh=fresh)
+            if fresh:
+                counted = len(digests)
+            else:
+                rows = [(spending, digest) for digest in digests]
+                counted = db.executemany("INSERT OR IGNORE INTO released VALUES (?, ?)", rows).rowcount
+            bits = counted * bits_per_release
+            if counted and not account.has_room_for(bits):
+                raise BitBudgetExceededError(tenant, task, bits, account.left_bits, account.limit_bits)
+            db.execute("UPDATE spending SET releases = releases + ? WHERE id = ?", (counted, spending))
+        return bits
+
+    def spent(self, tenant: str, task: str) -> float:
+        """Bits released so far; 0 for a pair that the ledger does not know."""
+        return self.account(tenant, task).spent_bits
+
+    def account(self, tenant: str, task: str) -> BitAccount:
+        """Everything about one pair, known or not."""
+        with self._reading():
+            return self._account(tenant, task)
+
+    def summary(self) -> list[BitAccount]:
+        """Of every pair that has a limit or was given something, by name."""
+        with self._reading() as db:
+            pairs = db.execute(
+                "SELECT tenant, task FROM limits UNION SELECT tenant, task FROM spending ORDER BY tenant, task"
+            ).fetchall()
+            return [self._account(tenant, task) for tenant, task in pairs]
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        new = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if new:
+            self._use_wal()
+        self._db.execute("PRAGMA synchronous = FULL")  # a charge must survive a power cut
+        self._db.execute("PRAGMA foreign_keys = ON")
+        if new:
+            self._create()
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if application != _APPLICATION_ID:
+            raise LedgerError(f"{self.path} is an SQLite file, but no ledger of bits")
+        if version != _VERSION:
+            raise LedgerError(f"{self.path} is a ledger of version {version}, this program keeps version {_VERSION}")
+
+    def _use_wal(self) -> None:
+        """SQLite does not wait for others when it changes the journal mode."""
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def _create(self) -> None:
+        with self._transaction() as db:
+            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                return  # another process was faster
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+        os.chmod(self.path, 0o600)  # noqa: PTH101 - who is told how much is the producer's business
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """The only writer of all threads and processes: what was read stays true until what follows is written."""
+        with self._one_at_a_time, self._errors("write"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One state of the file, whatever others write meanwhile."""
+        with self._one_at_a_time, self._errors("read"):
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(f"cannot {doing} the ledger of bits {self.path}: {error}") from error
+
+    def _spending(self, tenant: str, task: str, version: str, bits: float, *, fresh: bool) -> int:
+        """The row of that version, begun if there is none."""
+        key = (tenant, task, version, int(fresh))
+        self._db.execute(
+            "INSERT OR IGNORE INTO spending (tenant, task, version, fresh, bits_per_release) VALUES (?, ?, ?, ?, ?)",
+            (*key, bits),
+        )
+        number, known = self._db.execute(
+            "SELECT id, bits_per_release FROM spending WHERE tenant = ? AND task = ? AND version = ? AND fresh = ?", key
+        ).fetchone()
+        if known != bits:
+            raise LedgerError(
+                f"version {version} of task {task!r} was charged at {known:g} bits a release, and is now to be at "
+                f"{bits:g}; nothing was charged. A version's channel never changes: publish another version"
+            )
+        return int(number)
+
+    def _account(self, tenant: str, task: str) -> BitAccount:
+        limit = self._db.execute("SELECT bits FROM limits WHERE tenant = ? AND task = ?", (tenant, task)).fetchone()
+        rows = self._db.execute(
+            "SELECT version, fresh, bits_per_release, releases FROM spending WHERE tenant = ? AND task = ? ORDER BY id",
+            (tenant, task),
+        )
+        return BitAccount(
+            tenant=tenant,
+            task=task,
+            limit_bits=None if limit is None else limit[0],
+            spending=tuple(
+                Spending(version=version, fresh=bool(fresh), bits_per_release=bits, releases=releases)
+                for version, fresh, bits, releases in rows
+            ),
+        )
+
+
+def _check_charge(digests: Sequence[bytes], bits_per_release: float) -> None:
+    if not (math.isfinite(bits_per_release) and bits_per_release > 0):
+        raise ConfigError(f"the bits of a release must be a finite number > 0, got {bits_per_release}")
+    for digest in digests:
+        if len(digest) != RELEASE_DIGEST_BYTES:
+            raise ConfigError(f"a release is known by {RELEASE_DIGEST_BYTES} bytes, got {len(digest)}")
