@@ -171,24 +171,18 @@ def build_producer(plan: SessionPlan) -> Producer:
     encoder = plan.network.build_encoder(seed=plan.seed)
     if plan.encoder is not None:
         encoder.load_state_dict(dict(plan.encoder))
-    live: nn.Module | None = encoder
-    source: InputSource
-    image_source = ImageInputs(
-        data.images,
-        data.rows,
-        normalisation=data.normalisation,
-        flip=data.flip,
-        seed=plan.seed,
-        device=device,
-    )
-    source = image_source
     if plan.frozen:
         freeze(encoder)
-        if plan.use_cache:
-            live, source = (
-                None,
-                cached_inputs(data, encoder.to(device), device, cache_root=plan.cache_root, seed=plan.seed),
-            )
+    live: nn.Module | None
+    source: InputSource
+    if plan.frozen and plan.use_cache:
+        live = None
+        source = cached_inputs(data, encoder.to(device), device, cache_root=plan.cache_root, seed=plan.seed)
+    else:
+        live = encoder
+        source = ImageInputs(
+            data.images, data.rows, normalisation=data.normalisation, flip=data.flip, seed=plan.seed, device=device
+        )
     modules = plan.network.build_modules(data.specs, size, seed=plan.seed)
     for task, weights in (plan.modules or {}).items():
         modules[task].load_state_dict(dict(weights))

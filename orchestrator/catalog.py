@@ -266,6 +266,7 @@ def _add(draft: Draft, entry: TaskEntry, *, encoder: EncoderRecord, place: int, 
         guarantee_text=Guarantee.from_json(entry.guarantee).statement(),
         run_id=run_id or encoder.run_id,
         created=_now(),
+        dissimilarity=entry.dissimilarity,
     )
 
 

@@ -76,6 +76,9 @@ class TaskRecord:
     """The MLflow run that trained it."""
     created: str
     """UTC, ISO 8601."""
+    dissimilarity: Mapping[str, Any] | None = None
+    """How the task was kept apart from the others: `orchestrator.privacy.dissimilarity.DissimilarityConfig` as a
+    mapping. None in records that were written before it was kept."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` reads it back."""
@@ -103,6 +106,7 @@ class TaskEntry:
     """None, as its configuration, where the tenant keeps its head to itself."""
     metrics: Mapping[str, float]
     guarantee: Mapping[str, Any]
+    dissimilarity: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         assert (self.head_config is None) == (self.head_state is None), "a head has a configuration and weights"
@@ -115,6 +119,8 @@ def _plain(record: EncoderRecord | TaskRecord) -> dict[str, Any]:
 
 def _checked(cls: type[EncoderRecord | TaskRecord], data: Mapping[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
+    if cls is TaskRecord:
+        data = {"dissimilarity": None, **data}
     if difference := known ^ set(data):
         raise CheckpointError(
             f"a published {cls.__name__} has unknown or missing keys ({', '.join(sorted(difference))}): "

@@ -90,7 +90,7 @@ class EncoderResult:
 
 SURROGATE: Final = frozenset({"surrogate_then_freeze", "surrogate_dp_modules"})
 """Modes in which a stand-in takes the place of module and head, and is thrown away."""
-_CUT_BEFORE_HEAD: Final = frozenset({"encoder_only_paper", "public_head", "frozen_head"})
+CUT_BEFORE_HEAD: Final = frozenset({"encoder_only_paper", "public_head", "frozen_head"})
 """Modes in which the heads are outside what is clipped and noised."""
 
 
@@ -149,7 +149,7 @@ class EncoderTraining:
         self._device = device or torch.device("cpu")
         self.logits = self._build(network, image_size, seed=seed, surrogate=surrogate_head).to(self._device)
         self._load_heads(head_weights)
-        self._heads_apart = self.mode in _CUT_BEFORE_HEAD
+        self._heads_apart = self.mode in CUT_BEFORE_HEAD
         self._network: nn.Module = self.logits.features if self._heads_apart else self.logits
         optimiser = config.optimiser
         learns = self._heads_apart and self.mode != "frozen_head"

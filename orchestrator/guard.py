@@ -142,7 +142,8 @@ class GradientGuard:
             return False
         if len(labels):
             rows_BD = gradient.reshape(len(gradient), -1)
-            norms_B = len(rows_BD) * np.sqrt(np.square(rows_BD, dtype=np.float64).sum(axis=1))
+            # einsum reads float32 and adds up float64 piece by piece: nothing overflows, and no copy is made.
+            norms_B = len(rows_BD) * np.sqrt(np.einsum("bd,bd->b", rows_BD, rows_BD, dtype=np.float64))
             record = self._records.setdefault(task, _Record())
             reason = self._norm_fault(record, norms_B) or self._label_fault(record, rows_BD, norms_B, labels)
             if reason:
@@ -238,16 +239,31 @@ def label_use(
     rows_BD: NDArray[np.float32], norms_B: NDArray[np.float64], labels_B: NDArray[np.int64]
 ) -> LabelUse | None:
     """None where the batch says nothing: all examples have one label, or each has its own."""
-    usable = norms_B > max(_TINIEST * float(np.median(norms_B)), _SMALLEST)
-    if usable.sum() < 3:
+    usable = np.flatnonzero(norms_B > max(_TINIEST * float(np.median(norms_B)), _SMALLEST))
+    if len(usable) < 3:
         return None
-    units_BD = rows_BD[usable] / np.linalg.norm(rows_BD[usable].astype(np.float64), axis=1, keepdims=True)
-    first, second = np.triu_indices(len(units_BD), k=1)
+    pair = np.tri(len(usable), k=-1, dtype=bool)
+    one = labels_B[usable][:, None] == labels_B[usable]
+    if one[pair].all() or not one[pair].any():
+        return None
     # Rounded, so that equal directions are ties.
-    cosines = (units_BD.astype(np.float32) @ units_BD.astype(np.float32).T)[first, second].round(5)
-    one = labels_B[usable][first] == labels_B[usable][second]
-    if one.all() or not one.any():
-        return None
-    same, different = cosines[one], np.sort(cosines[~one])
+    cosines = _cosines(rows_BD)[np.ix_(usable, usable)].round(5)
+    # Both sorted: a search that moves on from the one before is several times as quick.
+    same, different = np.sort(cosines[pair & one]), np.sort(cosines[pair & ~one])
     below = np.searchsorted(different, same, side="left") + np.searchsorted(different, same, side="right")
     return LabelUse(float(below.mean() / (2 * len(different))), float(same.mean()), float(different.mean()))
+
+
+def _cosines(rows_BD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(B, B), between every two rows; 0 for a row of zeros. Float32 will do, whatever the norms.
+
+    A row's largest number becomes 1 first, so that no square overflows, and none that counts vanishes.
+    """
+    largest_B = np.maximum(rows_BD.max(axis=1), -rows_BD.min(axis=1))
+    largest_B[largest_B == 0] = 1
+    scaled_BD = rows_BD / largest_B[:, None]
+    products_BB = scaled_BD @ scaled_BD.T
+    # Only a row of zeros is shorter than 1.
+    lengths_B = np.sqrt(np.maximum(products_BB.diagonal(), 1))
+    cosines_BB: NDArray[np.float32] = products_BB / np.outer(lengths_B, lengths_B)
+    return cosines_BB

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.encoder_training import EncoderTraining
-from orchestrator.errors import NonFiniteLossError
 from orchestrator.network import FeatureNetwork, LogitNetwork, Networks
 from orchestrator.privacy.coupling import refuse_coupled
-from orchestrator.privacy.dissimilarity import Dissimilarity, DissimilarityConfig
+from orchestrator.privacy.dissimilarity import Dissimilarity, DissimilarityConfig, dissimilarity_pull
 
 _FEATURE: Final = "feature of "
 
@@ -63,21 +62,10 @@ class ModuleTraining(EncoderTraining):
         logits = {task: z for task, z in outputs.items() if task in self.specs}
         cut, losses = super()._cut_gradients(logits, ids, of=of)
         features = {name.removeprefix(_FEATURE): z for name, z in outputs.items() if name.startswith(_FEATURE)}
-        for task, gradient in self._apart(features, len(ids)).items():
-            cut[_FEATURE + task] = gradient
+        pull = dissimilarity_pull(self._dissimilarity, features, fixed=self._fixed_features, step=self.step)
+        for task, z in features.items():
+            cut[_FEATURE + task] = pull.gradients.get(task, torch.zeros_like(z))
         return cut, losses
-
-    def _apart(self, features: Mapping[str, Tensor], n_examples: int) -> dict[str, Tensor]:
-        zeros = {task: torch.zeros_like(z) for task, z in features.items()}
-        if n_examples == 0 or len(features) + len(self._fixed_features) < 2:
-            return zeros
-        leaves = {task: z.detach().requires_grad_() for task, z in features.items()}
-        value = self._dissimilarity({**leaves, **self._fixed_features}, fixed=frozenset(self._fixed_features))
-        if not torch.isfinite(value.loss):
-            raise NonFiniteLossError("dissimilarity", self.step, float(value.loss))
-        omega = self._dissimilarity.config.omega
-        gradients = torch.autograd.grad(value.loss, list(leaves.values()), allow_unused=True)
-        return {t: zeros[t] if g is None else omega * g for t, g in zip(leaves, gradients, strict=True)}
 
 
 class _Observed(LogitNetwork):
@@ -90,7 +78,7 @@ class _Observed(LogitNetwork):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, n_outputs) logits per task, and with them (B, C, H, W) features under names of their own."""
         features = self.features(x)
-        logits = {task: self.heads[f"task_{task}"](z) for task, z in features.items()}
+        logits = self.read(features)
         if not self._observed or not self.training:
             return logits
         return {**logits, **{_FEATURE + task: z for task, z in features.items()}}

@@ -115,7 +115,10 @@ class LogitNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, n_outputs) logits per task."""
-        features = self.features(x)
+        return self.read(self.features(x))
+
+    def read(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The heads' logits, of a (B, C, H, W) feature each."""
         return {task_of(name): head(features[task_of(name)]) for name, head in self.heads.items()}
 
 

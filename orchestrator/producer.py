@@ -21,7 +21,7 @@ from orchestrator.network import cpu_state, named_module
 from orchestrator.optimisation import OptimiserConfig, Update, set_learning_rate
 from orchestrator.ports import StepReport
 from orchestrator.privacy.accounting import Accountant
-from orchestrator.privacy.dissimilarity import Dissimilarity
+from orchestrator.privacy.dissimilarity import Dissimilarity, dissimilarity_pull
 from orchestrator.privacy.escrow import seal_labels
 from orchestrator.sampling import BatchSampler
 from orchestrator.wire import FeatureBatch, FeatureContract, FeatureGradient, PublicKey, SealedLabels, TaskOffer
@@ -266,20 +266,10 @@ class Producer:
 
     def _add_dissimilarity(self, forward: _Forward, cut: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
         """Add omega * dS/dz to ``cut`` in place (MetaMorphosis, eq. 6). Fixed features get no gradient."""
-        omega = self._dissimilarity.config.omega
-        if omega == 0 or len(forward.ids) == 0 or len(forward.outputs) + len(forward.fixed) < 2:
-            return 0.0, {}
-        leaves = {task: z.detach().requires_grad_() for task, z in forward.outputs.items()}
-        value = self._dissimilarity({**leaves, **forward.fixed}, fixed=frozenset(forward.fixed))
-        if not torch.isfinite(value.loss):
-            raise NonFiniteLossError("dissimilarity", forward.step, float(value.loss))
-        tasks = list(leaves)
-        for task, gradient in zip(
-            tasks, torch.autograd.grad(value.loss, [leaves[t] for t in tasks], allow_unused=True), strict=True
-        ):
-            if gradient is not None:
-                cut[task] += omega * gradient
-        return float(value.loss.detach()), {f"{i}|{j}": s for (i, j), s in value.by_pair.items()}
+        pull = dissimilarity_pull(self._dissimilarity, forward.outputs, fixed=forward.fixed, step=forward.step)
+        for task, gradient in pull.gradients.items():
+            cut[task] += gradient
+        return pull.value, {f"{i}|{j}": similarity for (i, j), similarity in pull.by_pair.items()}
 
 
 class _Forward:

@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pipelines.command import main
+from pipelines.command import main, open_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,14 +25,13 @@ _MOST_PROCESSES = 8
 
 def run(settings: AuditSettings) -> None:
     """Audit, print the table, and fail if something is not as it should be."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from orchestrator.checkpoint import write_atomically
     from orchestrator.errors import AuditError
     from orchestrator.evaluation.audit.report import audit
 
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+    console = open_console(width=_WIDTH)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar, _runner(settings.processes) as runner:
         shown = bar.add_task("calibrating", total=None)

@@ -14,10 +14,13 @@ import traceback
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.memory import keep_freed_memory
 from tasks.errors import MetaMorphosisError, UnknownNameError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PRESETS = Path(__file__).parent / "presets"
 INTERRUPTED = 130
@@ -100,6 +103,13 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, presets: bool = Fals
         **options,
     )
     return settings
+
+
+def open_console(*, width: int) -> Console:
+    """Where a command prints. ``width`` is for output that is no terminal: tables in a log should not be folded."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else width)
 
 
 def preset_names() -> list[str]:

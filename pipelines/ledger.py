@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
-from pipelines.command import main
+from pipelines.command import main, open_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,15 +21,13 @@ _SHOWN = 12
 
 def run(settings: LedgerSettings) -> None:
     """Do what was asked, and print what the ledger says now."""
-    from rich.console import Console
-
     from orchestrator.checkpoint import write_atomically
     from orchestrator.errors import NotPublishedError
     from orchestrator.privacy.ledger import Ledger
     from orchestrator.settings import LedgerExport, LedgerLimit, LedgerRelease, LedgerShow
 
     command = settings.command
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+    console = open_console(width=_WIDTH)
     if not isinstance(command, LedgerLimit) and not command.path.exists():
         raise NotPublishedError(f"there is no ledger at {command.path}: nothing was trained yet with this storage")
     with Ledger(command.path) as ledger:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from orchestrator.runs.history import History
 from orchestrator.runs.observer import Observers
 from orchestrator.settings import RuntimeSettings
 from orchestrator.tracking import Tracker, check_reachable, open_tracker
+from pipelines.command import open_console
 from pipelines.progress import TerminalObserver
 
 _WIDTH = 120
-"""Of the output where it is not a terminal: tables in a log should not be folded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ def running(
 
     The tracking server is tried first: an hour of training should not end with nowhere to publish.
     """
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+    console = open_console(width=_WIDTH)
     runtime.storage_path.mkdir(parents=True, exist_ok=True)
     check_reachable(runtime.tracking)
     tracker = open_tracker(

@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from orchestrator.errors import ConfigError, UnknownNameError
+from orchestrator.errors import ConfigError, NonFiniteLossError, UnknownNameError
 from orchestrator.privacy.similarity import (
     MeasureName,
     RangeName,
@@ -106,6 +106,40 @@ class Dissimilarity:
             by_pair={(names[i], names[j]): mean for (i, j), mean in zip(index, means, strict=True)},
             measure_used=str(measure),
         )
+
+
+class DissimilarityPull(NamedTuple):
+    """What the term does to one batch of features."""
+
+    gradients: Mapping[str, Tensor]
+    """omega * dS/dz of the tasks that get any (MetaMorphosis, eq. 6); empty where there is nothing to push apart."""
+    value: float
+    """S, before omega."""
+    by_pair: Mapping[tuple[str, str], float]
+    """As in `DissimilarityValue`."""
+
+
+def dissimilarity_pull(
+    term: Dissimilarity, features: Mapping[str, Tensor], *, fixed: Mapping[str, Tensor], step: int
+) -> DissimilarityPull:
+    """How the features are pushed apart, and from the ``fixed`` ones. The features' own graphs are not walked.
+
+    Raises `NonFiniteLossError`, with the number of the ``step``, where the term is not finite.
+    """
+    omega = term.config.omega
+    if omega == 0 or len(features) + len(fixed) < 2 or not any(len(z) for z in features.values()):
+        return DissimilarityPull({}, 0.0, {})
+    leaves = {task: z.detach().requires_grad_() for task, z in features.items()}
+    value = term({**leaves, **fixed}, fixed=frozenset(fixed))
+    loss = float(value.loss.detach())
+    if not math.isfinite(loss):
+        raise NonFiniteLossError("dissimilarity", step, loss)
+    gradients = torch.autograd.grad(value.loss, list(leaves.values()), allow_unused=True)
+    return DissimilarityPull(
+        {task: omega * gradient for task, gradient in zip(leaves, gradients, strict=True) if gradient is not None},
+        loss,
+        value.by_pair,
+    )
 
 
 def pair_similarity(a: Tensor, b: Tensor, *, measure: MeasureName = "ssim", value_range: RangeName = "pair") -> Tensor:

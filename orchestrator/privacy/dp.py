@@ -74,6 +74,16 @@ class DpBudget:
         _check_choice("accountant", self.accountant, get_args(AccountantKind))
         _check_choice("surrogate", self.surrogate, get_args(SurrogateKind))
 
+    @property
+    def mode(self) -> DpMode:
+        """A budget alone is for modules: of a task that is added to an encoder."""
+        return "surrogate_dp_modules"
+
+    @property
+    def head_apart(self) -> tuple[float, float] | None:
+        """(share of 1 / sigma^2, clipping norm) of a head that is clipped and noised apart from the rest."""
+        return None
+
     def delta_for(self, n_train: int) -> float:
         """The delta of a training on so many images."""
         return self.delta if self.delta is not None else default_delta(n_train)
@@ -112,6 +122,18 @@ class DpConfig(DpBudget):
             raise ConfigError("--dp-mode public_head and --public-data go together: give both, or neither")
         if self.head_weights is not None and self.dp_mode != "frozen_head":
             raise ConfigError("--head-weights is the head of --dp-mode frozen_head: give both, or leave it out")
+
+    @property
+    def mode(self) -> DpMode:
+        """The one that was chosen."""
+        return self.dp_mode
+
+    @property
+    def head_apart(self) -> tuple[float, float] | None:
+        """Only with two_budget."""
+        if self.dp_mode != "two_budget":
+            return None
+        return self.head_budget, self.head_max_grad_norm or self.max_grad_norm
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -35,6 +35,8 @@ _PARTS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     PAPER: ((), _ALL),
 }
 """Mode to (covered, not covered) weights."""
+COVERS_ALL: Final = frozenset(mode for mode, (_, excluded) in _PARTS.items() if not excluded)
+"""Modes in which nothing that is published is left out."""
 
 _HOW: Final[Mapping[str, str]] = {
     "surrogate_then_freeze": "The encoder was trained with a stand-in head, all under the noise; the stand-in was "
@@ -226,9 +228,9 @@ def guarantee_for(
 ) -> Guarantee:
     """The guarantee of a training that is over, from what its accountant really counted.
 
-    ``mode`` is the configuration's own where that names one; ``covers`` and ``excludes`` name weights in place of the
-    mode's usual ones. With ``prv`` this takes up to seconds. Raises `ConfigError` where ``config`` asked for DP and
-    nothing was accounted.
+    ``mode`` is the configuration's own unless given; ``covers`` and ``excludes`` name weights in place of the mode's
+    usual ones. With ``prv`` this takes up to seconds. Raises `ConfigError` where ``config`` asked for DP and nothing
+    was accounted.
     """
     if config.epsilon is None:
         usual = _PARTS[NONE][1]
@@ -237,7 +239,7 @@ def guarantee_for(
         )
     if accountant is None or accountant.steps == 0:
         raise ConfigError(f"a training with epsilon {config.epsilon} was asked for, but no private step was accounted")
-    mode = mode or str(getattr(config, "dp_mode", NONE))
+    mode = mode or config.mode
     delta = config.delta_for(n_train)
     spent = accountant.epsilon(delta)
     private = mode != PAPER

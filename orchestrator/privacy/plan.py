@@ -14,7 +14,7 @@ from orchestrator.errors import ConfigError, PrivacyRefusal
 from orchestrator.optimisation import restore, snapshot
 from orchestrator.privacy.accounting import Accountant, History, noise_multiplier
 from orchestrator.privacy.clipping import PartClip
-from orchestrator.privacy.dp import DpBudget, DpConfig, PrivateStep, refuse_unsafe
+from orchestrator.privacy.dp import DpBudget, PrivateStep, refuse_unsafe
 from orchestrator.sampling import BatchSampler, PoissonBatches, derive_seed
 from orchestrator.shard import WHOLE, Shard
 
@@ -83,12 +83,11 @@ class DpPlan:
             before=before,
             alike=alike,
         )
-        mode = mode or (dp.dp_mode if isinstance(dp, DpConfig) else "surrogate_dp_modules")
-        apart = dp if isinstance(dp, DpConfig) and mode == "two_budget" else None
+        head_budget, head_max_grad_norm = dp.head_apart or (None, None)
         return cls(
-            mode=mode,
-            head_budget=apart.head_budget if apart else None,
-            head_max_grad_norm=(apart.head_max_grad_norm or dp.max_grad_norm) if apart else None,
+            mode=mode or dp.mode,
+            head_budget=head_budget,
+            head_max_grad_norm=head_max_grad_norm,
             epsilon=dp.epsilon,
             delta=delta,
             noise_multiplier=sigma,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from orchestrator.assembly import SessionPlan
@@ -16,14 +17,7 @@ from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data
 from orchestrator.runs.phase_two import SessionResult, run_session
-from orchestrator.runs.private_modules import (
-    MODE,
-    PART,
-    guarantee_with_modules,
-    heads_only,
-    spent_before,
-    train_private_modules,
-)
+from orchestrator.runs.private_modules import PART, spent_before, train_modules_first
 from orchestrator.runs.publishing import (
     check_unpublished,
     fixed_modules,
@@ -31,7 +25,6 @@ from orchestrator.runs.publishing import (
     network_of,
     settings_of,
     task_entry,
-    task_privacy_words,
 )
 from orchestrator.settings import AddTaskSettings
 from orchestrator.updates import make_plan
@@ -109,6 +102,7 @@ def _add_task(
                 head_state=head.state,
                 metrics=session.test[settings.task].metrics,
                 guarantee=guarantee,
+                dissimilarity=settings.task_privacy,
             )
         ]
 
@@ -154,23 +148,18 @@ def _under_dp(
         batch_size=settings.training.batch_size,
         epochs=settings.training.epochs,
         secret=folder.secret(PART, fixed=dp.noise_seed),
-        mode=MODE,
     )
     assert mechanism is not None
-    modules = train_private_modules(
+    return train_modules_first(
         plan,
-        budget.reserve(mechanism, PART),
+        dataclasses.replace(budget.reserve(mechanism, PART), before=spent),
         dp,
-        before=spent,
+        encoder=guarantee,
+        added=settings.task,
         runtime=settings.runtime,
         folder=folder,
         budget=budget,
         observer=observer,
-    )
-    budget.outside(without_noise([f"head of {settings.task}"]))
-    words = task_privacy_words(settings.task_privacy)
-    return heads_only(plan, modules), guarantee_with_modules(
-        guarantee, spent, dp, modules, task_privacy=words, task=settings.task
     )
 
 

@@ -4,62 +4,71 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from orchestrator.assembly import SessionConfig, SessionPlan
 from orchestrator.catalog_records import EncoderRecord, TaskRecord
-from orchestrator.encoder_training import EncoderTrainingConfig
+from orchestrator.encoder_training import EncoderResult, EncoderTrainingConfig
 from orchestrator.errors import PrivacyRefusal
 from orchestrator.privacy.accounting import Accountant, History
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.dp import DpBudget
 from orchestrator.privacy.guarantee import Guarantee, guarantee_for
 from orchestrator.privacy.plan import DpPlan
-from orchestrator.runs.budget import Budget
+from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
+from orchestrator.runs.publishing import task_privacy_words
 from orchestrator.settings import RuntimeSettings
 from orchestrator.train_job import EncoderJob, ModuleJob, train_encoder, train_encoder_here
 
-MODE = "surrogate_dp_modules"
 PART = "modules"
 """What the training is called in the run's folder and in the ledger."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrivateModules:
-    """Modules that were trained under DP."""
-
-    weights: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
-    accountant: Mapping[str, Any]
-    """State of what counted their steps."""
-
-
-def train_private_modules(
+def train_modules_first(
     session: SessionPlan,
     plan: DpPlan,
     dp: DpBudget,
     *,
-    before: History,
+    encoder: Guarantee,
+    added: str | None = None,
     runtime: RuntimeSettings,
     folder: RunFolder,
     budget: Budget,
     observer: RunObserver,
-) -> PrivateModules:
-    """Train the modules of a session's tasks with stand-in heads, all under ``plan``, whose budget is reserved."""
+) -> tuple[SessionPlan, Guarantee]:
+    """Train a session's modules under DP; then the session that is left to do, and what is promised of all of it.
+
+    ``plan`` is the modules' own, its budget reserved, with what `spent_before` says; ``encoder`` is the encoder's
+    guarantee. ``added`` is the one task that is added to it; None where the modules belong to it from the beginning.
+    """
     observer.on_stage(f"the modules of {', '.join(session.data.specs)}, with differential privacy")
+    job = _module_job(session, plan, surrogate=dp.surrogate, runtime=runtime, folder=folder)
+    result = run_job(job, runtime, observer, name=f"{PART}-{folder.run}")
+    budget.release(PART)
+    budget.outside(without_noise([f"head of {task}" for task in session.data.specs]))
+    # Nothing is pushed apart any more: the tenants' heads are all that is left to train.
+    apart = DissimilarityConfig(omega=0.0)
+    heads_only = dataclasses.replace(session, modules=result.modules, dissimilarity=apart)
+    own = Accountant(dp.accountant)
+    assert result.accountant is not None
+    own.load_state_dict(result.accountant)
+    words = task_privacy_words(session.dissimilarity)
+    return heads_only, _guarantee(encoder, dp, before=plan.before, own=own.history, task_privacy=words, added=added)
+
+
+def _module_job(
+    session: SessionPlan, plan: DpPlan, *, surrogate: str, runtime: RuntimeSettings, folder: RunFolder
+) -> ModuleJob:
     assert session.encoder is not None
     assert session.cache_root is not None
-    job = ModuleJob(
+    return ModuleJob(
         data=session.data,
         network=session.network,
         config=_as_phase_one(session.config),
-        plan=dataclasses.replace(plan, before=before),
-        surrogate_head=dp.surrogate,
+        plan=plan,
+        surrogate_head=surrogate,
         seed=session.seed,
         device=runtime.device,
         threads=runtime.threads,
@@ -73,25 +82,15 @@ def train_private_modules(
         fixed_modules=session.fixed_modules,
         cache_root=session.cache_root,
     )
-    result = run_job(job, runtime, observer, name=f"{PART}-{folder.run}")
-    budget.release(PART)
-    assert result.accountant is not None
-    return PrivateModules(weights=result.modules, accountant=result.accountant)
 
 
-def run_job(job: EncoderJob, runtime: RuntimeSettings, observer: RunObserver, *, name: str) -> Any:
+def run_job(job: EncoderJob, runtime: RuntimeSettings, observer: RunObserver, *, name: str) -> EncoderResult:
     """The job in this process, or as a Ray Train job of that name."""
     progress, note = observer.on_encoder_progress, observer.on_stage
     if runtime.engine == "process":
         return train_encoder_here(job, progress=progress, note=note)
     storage: Path = runtime.storage_path / "train"
     return train_encoder(job, storage=storage, name=name, progress=progress, note=note)
-
-
-def heads_only(session: SessionPlan, modules: PrivateModules) -> SessionPlan:
-    """The session that trains the tenants' heads on finished modules: nothing is pushed apart any more."""
-    apart = DissimilarityConfig(omega=0.0)
-    return dataclasses.replace(session, modules=modules.weights, dissimilarity=apart)
 
 
 def spent_before(encoder: EncoderRecord, fixed: Mapping[str, TaskRecord], apart: DissimilarityConfig) -> History:
@@ -124,30 +123,21 @@ def _is_covered(guarantee: Guarantee, *, private: bool) -> bool:
     return guarantee.epsilon is not None and not any("module" in part for part in guarantee.excludes)
 
 
-def guarantee_with_modules(
-    encoder: Guarantee,
-    before: History,
-    dp: DpBudget,
-    modules: PrivateModules,
-    *,
-    task_privacy: str,
-    task: str | None = None,
+def _guarantee(
+    encoder: Guarantee, dp: DpBudget, *, before: History, own: History, task_privacy: str, added: str | None
 ) -> Guarantee:
-    """What encoder and modules promise together: one added ``task``'s, or those that were trained with the encoder."""
-    own = Accountant(dp.accountant)
-    own.load_state_dict(modules.accountant)
+    """What encoder and modules promise together."""
     guarantee = guarantee_for(
         dataclasses.replace(dp, delta=dp.delta if dp.delta is not None else encoder.delta),
-        accountant=Accountant.of(dp.accountant, before, own.history),
+        accountant=Accountant.of(dp.accountant, before, own),
         n_train=encoder.n_train,
         task_privacy=task_privacy,
-        mode=MODE,
-        covers=None if task is None else (*encoder.covers, f"the module of {task}"),
-        excludes=None if task is None else (f"the head of {task}",),
+        covers=None if added is None else (*encoder.covers, f"the module of {added}"),
+        excludes=None if added is None else (f"the head of {added}",),
     )
     return dataclasses.replace(
         guarantee,
-        mechanisms=(*before, *own.history),
+        mechanisms=(*before, *own),
         reproducible_noise=guarantee.reproducible_noise or encoder.reproducible_noise,
     )
 

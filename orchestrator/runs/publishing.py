@@ -125,6 +125,7 @@ def task_entry(
     head_state: Mapping[str, Any],
     metrics: Mapping[str, float],
     guarantee: Guarantee,
+    dissimilarity: DissimilarityConfig,
 ) -> TaskEntry:
     """What a run hands to the catalog for one task."""
     return TaskEntry(
@@ -136,4 +137,5 @@ def task_entry(
         head_state={name: torch.tensor(np.asarray(value)) for name, value in head_state.items()},
         metrics=metrics,
         guarantee=guarantee.to_json(),
+        dissimilarity=to_mapping(dissimilarity),
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -23,10 +23,11 @@ from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.checkpoint import load_tensors
-from orchestrator.encoder_training import EncoderResult
+from orchestrator.encoder_training import CUT_BEFORE_HEAD, EncoderResult
 from orchestrator.models.modules import ModuleConfig
 from orchestrator.privacy.accounting import Accountant, History
-from orchestrator.privacy.guarantee import Guarantee, guarantee_for
+from orchestrator.privacy.dissimilarity import DissimilarityConfig
+from orchestrator.privacy.guarantee import COVERS_ALL, Guarantee, guarantee_for
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.runs.apart import publish_apart
 from orchestrator.runs.budget import Budget, without_noise
@@ -34,14 +35,7 @@ from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data, open_public
 from orchestrator.runs.phase_two import SessionResult, run_session
-from orchestrator.runs.private_modules import (
-    PART,
-    guarantee_with_modules,
-    heads_only,
-    run_job,
-    spent_before,
-    train_private_modules,
-)
+from orchestrator.runs.private_modules import PART, run_job, spent_before, train_modules_first
 from orchestrator.runs.publishing import (
     check_unpublished,
     encoder_record,
@@ -57,8 +51,8 @@ from orchestrator.tracking import Tracker
 from orchestrator.train_job import EncoderJob
 from orchestrator.updates import make_plan, poisson_schedule
 
-_COVER_ALL = frozenset({"whole", "two_budget", "public_head", "frozen_head"})
-"""Modes whose phase 1 covers module and head as well."""
+_NOISY_HEADS: Final = COVERS_ALL - CUT_BEFORE_HEAD
+"""Modes in which heads learn under the noise, so that phase 1 of --algorithm input trains every task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +89,7 @@ class TrainRun:
                     return self._train_jointly(data, private=False)
                 case ("input", "encoder_only_paper"):
                     return self._train_jointly(data, private=True)
-                case ("input", "whole" | "two_budget"):
+                case _ if self._wholly_private:
                     return self._train_wholly_private(data)
                 case _:
                     return self._two_phases(data)
@@ -159,21 +153,17 @@ class TrainRun:
 
     def _modules(self, plan: SessionPlan, encoder: Guarantee, before: History) -> tuple[SessionPlan, Guarantee]:
         """The modules under DP; then the session that is left to do, and what encoder and modules promise together."""
-        settings, dp = self.settings, self.settings.dp
-        mechanism = self._modules_plan(before=before if settings.phase == "tasks" else None)
-        modules = train_private_modules(
+        mechanism = self._modules_plan(before=before if self.settings.phase == "tasks" else None)
+        return train_modules_first(
             plan,
-            mechanism,
-            dp,
-            before=before,
-            runtime=settings.runtime,
+            dataclasses.replace(mechanism, before=before),
+            self.settings.dp,
+            encoder=encoder,
+            runtime=self.settings.runtime,
             folder=self.folder,
             budget=self._budget,
             observer=self.observer,
         )
-        self._budget.outside(without_noise([f"head of {task}" for task in plan.data.specs]))
-        words = task_privacy_words(settings.task_privacy)
-        return heads_only(plan, modules), guarantee_with_modules(encoder, before, dp, modules, task_privacy=words)
 
     def _train_jointly(self, data: TrainingData, *, private: bool) -> TrainOutcome:
         """Lines 5-7 without DP (task privacy only), lines 1-4 with it (live consumers; no guarantee)."""
@@ -196,6 +186,11 @@ class TrainRun:
         return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=None)
 
     # -- steps of a branch -----------------------------------------------------------------------------------------
+
+    @property
+    def _wholly_private(self) -> bool:
+        """Whether encoder, modules and heads of all tasks are trained at once, under the noise."""
+        return self.settings.algorithm == "input" and self.settings.dp.dp_mode in _NOISY_HEADS
 
     @property
     def _private_modules(self) -> bool:
@@ -260,7 +255,7 @@ class TrainRun:
             public=public,
             head_weights=head_weights,
         )
-        result: EncoderResult = run_job(job, runtime, self.observer, name=f"encoder-{self.tracker.run_id}")
+        result = run_job(job, runtime, self.observer, name=f"encoder-{self.tracker.run_id}")
         self._budget.release("encoder")
         return result
 
@@ -306,8 +301,7 @@ class TrainRun:
         if accounted is not None:
             accountant = Accountant(dp.accountant)
             accountant.load_state_dict(accounted)
-        jointly = self.settings.algorithm == "input" and dp.dp_mode in {"whole", "two_budget"}
-        later = bool(self.private) and dp.dp_mode in _COVER_ALL and not jointly
+        later = bool(self.private) and dp.dp_mode in COVERS_ALL and not self._wholly_private
         return guarantee_for(
             dp,
             accountant=accountant,
@@ -354,6 +348,7 @@ class TrainRun:
             head_state=head.state,
             metrics=session.test[task].metrics,
             guarantee=guarantee,
+            dissimilarity=self.settings.task_privacy,
         )
 
     def _entry_of_phase_one(
@@ -369,6 +364,7 @@ class TrainRun:
             head_state=result.heads[task],
             metrics=result.test_metrics[task],
             guarantee=guarantee,
+            dissimilarity=DissimilarityConfig(omega=0.0),
         )
 
     def _publish(self, encoder: EncoderRecord, entries: Sequence[TaskEntry]) -> Sequence[TaskRecord]:

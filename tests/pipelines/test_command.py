@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import pytest
 
 from orchestrator.config import read_toml
 from orchestrator.errors import UnavailableError
 from orchestrator.settings import TrainSettings
-from pipelines.command import execute, parse, preset_names, preset_path
+from pipelines.command import execute, open_console, parse, preset_names, preset_path
 from tasks.errors import ConfigError, MetaMorphosisError
 
 
@@ -72,6 +73,22 @@ def test_an_error_takes_along_what_was_noted_on_its_way(capsys):
     error.add_note("Nothing is lost")
     execute("EvaluateSettings", raise_it(error), [], prog="x")
     assert capsys.readouterr().err == "error: no server. Nothing is lost\n"
+
+
+@pytest.mark.parametrize(("terminal", "width"), [(False, 137), (True, 80)])
+def test_output_has_the_width_of_the_terminal_or_else_the_commands_own(monkeypatch, terminal, width):
+    monkeypatch.setattr("sys.stdout", Screen(terminal))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert open_console(width=137).width == width
+
+
+class Screen(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
 
 
 def test_the_help_explains_every_flag(capsys):

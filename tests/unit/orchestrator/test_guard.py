@@ -85,6 +85,57 @@ def test_agreement_counts_pairs_as_a_loop_over_them_does():
     assert use.different == pytest.approx(np.mean(apart), abs=1e-4)
 
 
+def label_use_in_float64(rows, labels):
+    """Pair by pair, with nothing saved on."""
+    exact = rows.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1)
+    some = lengths > 1e-3 * np.median(lengths)
+    units, labels = exact[some] / lengths[some][:, None], labels[some]
+    first, second = np.triu_indices(len(units), k=1)
+    cosines = (units @ units.T)[first, second]
+    one = labels[first] == labels[second]
+    same, apart = cosines[one], cosines[~one]
+    above = (same[:, None] > apart).mean() + 0.5 * (same[:, None] == apart).mean()
+    return above, same.mean(), apart.mean()
+
+
+@pytest.mark.parametrize("scale", [1e-34, 1e-20, 1e-6, 1.0, 1e18, 1e36])
+@pytest.mark.parametrize(
+    ("n", "powers", "gradient"), [(64, -3, honest_gradient), (128, 1, blind_gradient), (40, 6, common_gradient)]
+)
+def test_norms_and_cosines_are_those_of_float64_at_every_scale(scale, n, powers, gradient):
+    """Rows differ by up to so many powers of ten, and some are zero."""
+    rng = np.random.default_rng(n)
+    labels = rng.integers(0, 3, n)
+    rows = gradient(labels).reshape(n, -1).astype(np.float64) + rng.normal(0, 0.2 / n, (n, 12))
+    rows *= scale * 10.0 ** (powers * rng.random((n, 1)))
+    rows[rng.random(n) < 0.1] = 0
+    rows = np.clip(rows, -3e38, 3e38).astype(np.float32)
+    guard = GradientGuard(GuardConfig(first_norm=1e100, evidence=10**9))
+    assert ask(guard, 0, rows.reshape(n, 3, 2, 2), labels)
+    record = guard._records["left"]
+    assert record.first == pytest.approx([np.log10(n * norms(rows).max())], abs=1e-12)
+    ((*use, examples),) = record.labels
+    assert use == pytest.approx(label_use_in_float64(rows, labels), abs=2e-5)
+    assert examples == n
+
+
+def test_a_long_gradient_is_added_up_as_exactly_as_a_short_one():
+    """As many numbers as the largest feature has, and all of one sign: the worst that float32 can be given."""
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 32)
+    rows = ((1 + labels[:, None]) * rng.random((32, 64 * 16 * 16)) ** (1 + labels[:, None])).astype(np.float32)
+    assert label_use(rows, norms(rows), labels) == pytest.approx(label_use_in_float64(rows, labels), abs=2e-5)
+
+
+def test_a_gradient_of_the_smallest_numbers_says_nothing():
+    labels = labels_of(0)
+    rows = (1e-42 * blind_gradient(labels) / np.abs(blind_gradient(labels)).max()).reshape(64, -1).astype(np.float32)
+    assert rows.any()
+    assert label_use(rows, norms(rows), labels) is None
+    assert ask(GradientGuard(GuardConfig(evidence=1)), 0, rows.reshape(64, 3, 2, 2), labels)
+
+
 @pytest.mark.parametrize(
     "labels",
     [np.zeros(0, int), np.array([1]), np.array([0, 1]), np.zeros(8, int), np.arange(8)],

@@ -9,8 +9,13 @@ import pytest
 import torch
 from pytorch_msssim import ssim
 
-from orchestrator.errors import ConfigError, UnknownNameError
-from orchestrator.privacy.dissimilarity import Dissimilarity, DissimilarityConfig, pair_similarity
+from orchestrator.errors import ConfigError, NonFiniteLossError, UnknownNameError
+from orchestrator.privacy.dissimilarity import (
+    Dissimilarity,
+    DissimilarityConfig,
+    dissimilarity_pull,
+    pair_similarity,
+)
 
 MODES = {"raw": lambda s: s, "abs": torch.abs, "square": torch.square, "relu": torch.relu}
 SIDES = {"cosine": 2, "small": 4, "window 7": 8, "window 11": 13}
@@ -229,6 +234,32 @@ def test_features_of_different_shapes_are_refused_with_their_names():
 def test_a_fixed_name_without_a_feature_is_refused():
     with pytest.raises(UnknownNameError, match="no feature named 'gender'; known: age"):
         term()({"age": randn(2, 4, 8, 8)}, fixed=frozenset({"gender"}))
+
+
+def test_the_pull_is_omega_times_the_terms_gradient_and_fixed_features_get_none():
+    free = {name: randn(3, 4, 8, 8, seed=s).requires_grad_() for s, name in enumerate("ab")}
+    fixed = {"old": randn(3, 4, 8, 8, seed=9)}
+    pull = dissimilarity_pull(term(omega=0.25), free, fixed=fixed, step=0)
+    value = term()({**free, **fixed}, fixed=frozenset(fixed))
+    value.loss.backward()
+    assert set(pull.gradients) == set(free)
+    for name, z in free.items():
+        torch.testing.assert_close(pull.gradients[name], 0.25 * z.grad)
+    assert pull.value == pytest.approx(float(value.loss.detach()))
+    assert pull.by_pair == value.by_pair
+
+
+@pytest.mark.parametrize(("omega", "n_examples", "n_features"), [(0.0, 3, 2), (0.1, 0, 2), (0.1, 3, 1), (0.1, 3, 0)])
+def test_there_is_no_pull_where_there_is_nothing_to_push_apart(omega, n_examples, n_features):
+    features = {name: randn(n_examples, 4, 8, 8) for name in "ab"[:n_features]}
+    assert dissimilarity_pull(term(omega=omega), features, fixed={}, step=0) == ({}, 0.0, {})
+
+
+def test_a_pull_that_is_not_finite_is_an_error_that_names_the_step():
+    features = {"a": randn(2, 4, 8, 8), "b": torch.full((2, 4, 8, 8), torch.inf, dtype=torch.float64)}
+    with pytest.raises(NonFiniteLossError) as caught:
+        dissimilarity_pull(term(), features, fixed={}, step=7)
+    assert (caught.value.task, caught.value.step) == ("dissimilarity", 7)
 
 
 def test_no_examples_have_no_similarities():

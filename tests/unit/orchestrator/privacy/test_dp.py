@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 
@@ -15,7 +16,7 @@ from orchestrator.errors import CheckpointError, ConfigError, PrivacyRefusal, Pr
 from orchestrator.privacy import dp
 from orchestrator.privacy.accounting import Accountant
 from orchestrator.privacy.clipping import ClippedGradients
-from orchestrator.privacy.dp import DpConfig, PrivateStep, default_delta, refuse_unsafe
+from orchestrator.privacy.dp import DpBudget, DpConfig, PrivateStep, default_delta, refuse_unsafe
 from orchestrator.privacy.per_example import PerExampleHooks
 
 
@@ -739,3 +740,16 @@ def test_an_impossible_setting_is_refused_by_name(bad):
 def test_an_unknown_mode_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"known: surrogate_then_freeze, .*whole, .*encoder_only_paper"):
         DpConfig(dp_mode="partial")
+
+
+def test_the_mode_of_a_budget_alone_is_that_of_modules_and_no_setting():
+    assert DpBudget().mode == "surrogate_dp_modules"
+    assert DpConfig(dp_mode="whole").mode == "whole"
+    assert not {"mode", "head_apart"} & {f.name for f in dataclasses.fields(DpConfig)}
+
+
+def test_only_two_budget_takes_the_head_apart():
+    assert DpBudget().head_apart is None
+    assert DpConfig(dp_mode="whole", head_budget=0.2).head_apart is None
+    assert DpConfig(dp_mode="two_budget", head_budget=0.2, max_grad_norm=3.0).head_apart == (0.2, 3.0)
+    assert DpConfig(dp_mode="two_budget", head_max_grad_norm=0.7).head_apart == (0.5, 0.7)

@@ -7,10 +7,11 @@ from typing import get_args
 
 import pytest
 
+from orchestrator.encoder_training import CUT_BEFORE_HEAD
 from orchestrator.errors import ConfigError
 from orchestrator.privacy.accounting import Accountant, epsilon_of
 from orchestrator.privacy.dp import DpConfig, DpMode
-from orchestrator.privacy.guarantee import Guarantee, guarantee_for
+from orchestrator.privacy.guarantee import COVERS_ALL, Guarantee, guarantee_for
 
 Q, N, STEPS, SIGMA = 64 / 17934, 17934, 5604, 0.7062
 
@@ -128,6 +129,11 @@ def test_several_runs_are_composed_and_no_single_noise_is_named():
     assert guarantee.mechanisms == ((0.7, Q, 100), (0.8, Q, 50))
     assert "100 steps, noise multiplier 0.7, sample rate 0.003569 and then 50 steps" in guarantee.statement()
     assert guarantee.epsilon > epsilon_of(noise_multiplier=0.7, delta=1e-5, sample_rate=Q, steps=100, accountant="rdp")
+
+
+def test_the_modes_that_cover_all_are_those_whose_guarantee_leaves_nothing_out():
+    assert {mode for mode in MODES if not made(mode=mode).excludes} == COVERS_ALL
+    assert {"whole", "two_budget"} == COVERS_ALL - CUT_BEFORE_HEAD
 
 
 def test_the_weights_that_were_trained_can_be_named():
