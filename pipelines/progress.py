@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orchestrator.encoder_training import EncoderEpoch
-from orchestrator.evaluation.attacks.base import AttackResult
-from orchestrator.evaluation.jobs import AttackJob
 from orchestrator.ports import StepReport
 from orchestrator.session import EpochReport
 
@@ -71,9 +69,8 @@ class TerminalObserver:
         similarity = report.dissimilarity if report.dissimilarity_by_pair else None
         self.console.print(_line(report.epoch, parts, similarity, report.epsilon_spent))
 
-    def on_attack(self, done: int, total: int, job: AttackJob, result: AttackResult) -> None:
+    def on_attack(self, done: int, total: int, note: str) -> None:
         """One attacker more has been trained."""
-        note = f"{job.attack.name} on {job.feature}, for {job.target}" + (" CRASHED" if result.crashed else "")
         self._progress.update(
             self._bar, description="attackers", total=total, completed=done, visible=done < total, note=note
         )

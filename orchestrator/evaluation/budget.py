@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.attacks.adapter import AdapterAttack
@@ -15,39 +15,25 @@ from orchestrator.evaluation.attacks.few_shot import FewShotAttack
 from orchestrator.evaluation.attacks.kernel import NearestAttack, SvmAttack
 from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.attacks.mlp import MlpAttack
+from orchestrator.evaluation.rows import RowBudget, check_names
 from tasks.registry import look_up
-
-AttackerData = Literal["attacker", "attacker+train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttackBudget:
-    """Which attackers are trained, how often, and on which rows."""
+class AttackBudget(RowBudget):
+    """Which attackers of labels are trained, how often, and on which rows."""
 
     attacks: tuple[Attack, ...]
     """On every released feature."""
     collusion: tuple[Attack, ...] = ()
     """On every two released features together; none: tenants are not taken to collude."""
-    seeds: int = 3
-    attacker_data: AttackerData = "attacker"
-    """attacker: rows that the defence never saw; attacker+train: those and the defender's training rows."""
-    validation_fraction: float = 0.2
-    """Of the attacker subset, set apart for the attackers' own choices."""
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        RowBudget.__post_init__(self)  # super() does not work in a dataclass with slots
         if not self.attacks:
             raise ConfigError("a budget needs at least one attack, got none")
-        for attacks in (self.attacks, self.collusion):
-            names = [attack.name for attack in attacks]
-            if len(set(names)) != len(names):
-                raise ConfigError(f"the attacks of a budget need distinct names, got: {', '.join(names)}")
-        if self.seeds < 1:
-            raise ConfigError(f"an attack budget needs at least one seed, got {self.seeds}")
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}")
-        if self.attacker_data not in ("attacker", "attacker+train"):
-            raise ConfigError(f"attacker_data is attacker or attacker+train, got {self.attacker_data!r}")
+        for kind in ("attacks", "collusion"):
+            check_names(kind, [attack.name for attack in getattr(self, kind)])
 
     @classmethod
     def preset(cls, name: str, *, seeds: int | None = None) -> AttackBudget:
@@ -55,10 +41,13 @@ class AttackBudget:
         budget = look_up(BUDGETS, "attack budget", name)
         return budget if seeds is None else replace(budget, seeds=seeds)
 
-    @property
-    def subsets(self) -> tuple[str, ...]:
-        """The subsets whose labels the attacker knows."""
-        return ("attacker", "train") if self.attacker_data == "attacker+train" else ("attacker",)
+    def only(self, names: Sequence[str]) -> AttackBudget:
+        """With these attacks alone, in the budget's order. Raises `UnknownNameError`."""
+        known = {attack.name: attack for attack in self.attacks}
+        for name in names:
+            look_up(known, "attack of this budget", name)
+        kept = tuple(attack for attack in self.attacks if attack.name in names)
+        return replace(self, attacks=kept, collusion=tuple(a for a in self.collusion if a.name in names))
 
     @property
     def needs_images(self) -> bool:
@@ -78,6 +67,7 @@ class AttackBudget:
             "seeds": self.seeds,
             "attacker_data": self.attacker_data,
             "validation_fraction": self.validation_fraction,
+            "max_rows": self.max_rows,
             "device": self.device,
         }
 
@@ -88,9 +78,18 @@ def _settings(attack: Attack) -> dict[str, Any]:
 
 
 BUDGETS: Mapping[str, AttackBudget] = {
-    "quick": AttackBudget(attacks=(LinearAttack(), CnnAttack(epochs=6, min_steps=300)), seeds=1),
-    "full": AttackBudget(attacks=(LinearAttack(), CnnAttack()), seeds=3, attacker_data="attacker+train"),
-    "suite": AttackBudget(
+    "quick": AttackBudget(
+        attacks=(
+            LinearAttack(),
+            MlpAttack(epochs=5, min_steps=200),
+            CnnAttack(epochs=6, min_steps=300, width=32),
+            NearestAttack(),
+            FewShotAttack(labels=50),
+        ),
+        seeds=1,
+        max_rows=3_000,
+    ),
+    "full": AttackBudget(
         attacks=(
             LinearAttack(),
             MlpAttack(),
@@ -103,9 +102,8 @@ BUDGETS: Mapping[str, AttackBudget] = {
             FewShotAttack(labels=500),
         ),
         collusion=(LinearAttack(), MlpAttack(), CnnAttack()),
-        seeds=3,
         attacker_data="attacker+train",
     ),
 }
-"""quick: a first look, which licenses no claim; full: linear and convolutional attackers, three times each;
-suite: every kind of attacker, and tenants that collude, which takes hours."""
+"""quick: a first look, which licenses no claim; full: every kind of attacker, three times each, on more rows, and
+tenants that collude: what a claim needs."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from orchestrator.errors import DataError
 from orchestrator.evaluation.attacks.base import (
     Attack,
@@ -27,7 +25,6 @@ from orchestrator.evaluation.attacks.base import (
 from orchestrator.evaluation.attacks.collusion import Coalition, joined
 from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.evaluation.report import AttackSummary, coalition_name
-from orchestrator.sampling import derive_seed
 from tasks.spec import TaskSpec
 
 Labels = Mapping[str, Mapping[str, LabelArray]]
@@ -48,6 +45,15 @@ class AttackJob:
     def feature(self) -> str:
         """What tables and progress call the attacker's input."""
         return coalition_name(self.coalition)
+
+    @property
+    def title(self) -> str:
+        """What progress calls it."""
+        return f"{self.attack.name} on {self.feature}, for {self.target}"
+
+    def lost(self, reason: str) -> AttackResult:
+        """What a runner answers with for a job whose process died."""
+        return AttackResult(attack=self.attack.name, seed=self.seed, crashed=reason)
 
 
 JobRunner = Callable[[Callable[[AttackJob], AttackResult], Sequence[AttackJob]], Iterable[AttackResult]]
@@ -121,22 +127,18 @@ def attack_input(ground: Ground, job: AttackJob) -> AttackInput:
         for subset in (*ground.budget.subsets, "test")
     }
     y, x = ground.labels[job.target], ground.images
-    n = len(y["attacker"])
-    order = np.random.default_rng(derive_seed(job.seed, "attacker validation")).permutation(n)
-    cut = max(1, round(ground.budget.validation_fraction * n))
-    held_out, kept = order[:cut], order[cut:]
-    more = ground.budget.subsets[1:]
+    rows = ground.budget.cut({subset: len(labels) for subset, labels in y.items()}, job.seed)
     return AttackInput(
-        train_z=np.concatenate([z["attacker"][kept], *(z[subset] for subset in more)]),
-        train_y=np.concatenate([y["attacker"][kept], *(y[subset] for subset in more)]),
-        validation_z=z["attacker"][held_out],
-        validation_y=y["attacker"][held_out],
+        train_z=rows.of(z),
+        train_y=rows.of(y),
+        validation_z=z["attacker"][rows.held_out],
+        validation_y=y["attacker"][rows.held_out],
         test_z=z["test"],
         test_y=y["test"],
         n_classes=ground.n_classes[job.target],
         seed=job.seed,
         device=ground.budget.device,
         head=ground.heads.get(job.target),
-        train_images=None if x is None else np.concatenate([x["attacker"][kept], *(x[subset] for subset in more)]),
-        validation_images=None if x is None else x["attacker"][held_out],
+        train_images=None if x is None else rows.of(x),
+        validation_images=None if x is None else x["attacker"][rows.held_out],
     )

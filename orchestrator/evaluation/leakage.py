@@ -15,10 +15,9 @@ from orchestrator.errors import DataError, UnknownNameError
 from orchestrator.evaluation.attacks.base import FloatArray, ImageArray, LabelArray, TenantHead, entropy_bits
 from orchestrator.evaluation.attacks.collusion import Coalition, pairs
 from orchestrator.evaluation.attacks.swap import accuracy, head_logits, permuted_accuracy
-from orchestrator.evaluation.budget import BUDGETS, AttackBudget
+from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.evaluation.floors import label_floor, majority_rate
 from orchestrator.evaluation.jobs import (
-    AttackJob,
     Ground,
     JobRunner,
     Labels,
@@ -29,17 +28,6 @@ from orchestrator.evaluation.jobs import (
 )
 from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow, coalition_name
 from tasks.spec import TaskSpec
-
-__all__ = [
-    "BUDGETS",
-    "AttackBudget",
-    "AttackJob",
-    "JobRunner",
-    "LeakageReport",
-    "LeakageRow",
-    "TaskFeatures",
-    "evaluate_leakage",
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from orchestrator.evaluation.attacks.base import AttackResult
-from orchestrator.evaluation.jobs import AttackJob
 from orchestrator.memory import keep_freed_memory
-
-Work = Callable[[AttackJob], AttackResult]
 
 
 class AnsweringJob(Protocol):
@@ -20,29 +16,12 @@ class AnsweringJob(Protocol):
         ...
 
 
-Job = TypeVar("Job")
-Answering = TypeVar("Answering", bound=AnsweringJob)
+Job = TypeVar("Job", bound=AnsweringJob)
 Result = TypeVar("Result")
 
 
-def on_ray(work: Work, jobs: Sequence[AttackJob]) -> Iterator[AttackResult]:
-    """`map`, as Ray remote functions, for `evaluate_leakage`. See `spread`."""
-    return spread(
-        work,
-        jobs,
-        lost=lambda job, reason: AttackResult(attack=job.attack.name, seed=job.seed, seconds=0.0, crashed=reason),
-    )
-
-
-def jobs_on_ray(work: Callable[[Answering], Result], jobs: Sequence[Answering]) -> Iterator[Result]:
-    """`map`, as Ray remote functions, for jobs that answer for themselves. See `spread`."""
-    return spread(work, jobs, lost=lambda job, reason: job.lost(reason))
-
-
-def spread(
-    work: Callable[[Job], Result], jobs: Sequence[Job], *, lost: Callable[[Job, str], Result]
-) -> Iterator[Result]:
-    """Run jobs side by side, a core each. Results come in the order of the jobs.
+def on_ray(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+    """`map`, as Ray remote functions, a core each. Results come in the order of the jobs.
 
     What the work holds (the features) is put into the object store once and shared by all jobs. A job whose process
     dies is a crashed attack: it says nothing about privacy.
@@ -57,7 +36,7 @@ def spread(
         try:
             result: Result = ray.get(reference)
         except RayError as error:
-            result = lost(job, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            result = job.lost(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         yield result
 
 

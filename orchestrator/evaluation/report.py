@@ -16,6 +16,8 @@ CLAIM_MARGIN = 0.02
 """How far the upper bound of the leak may lie above what needs no feature (SPEC E.2)."""
 CLAIM_SEEDS = 3
 """How often every attacker must have been trained before a claim (SPEC E.2)."""
+CLAIM_ATTACKS = ("linear", "mlp", "cnn", "adapter", "decensoring", "svm", "knn")
+"""Who must have tried before a claim: "at chance" for a few kinds of attackers says little about the next kind."""
 MEASURES = ("accuracy", "balanced_accuracy", "auc", "bits")
 """Of an attacker."""
 
@@ -55,12 +57,12 @@ class AttackSummary:
     def seed_interval(self, measure: str) -> tuple[float, float]:
         """95 % interval of that mean by Student's t: what other weights and batches could have given.
 
-        It says nothing about other test rows. NaN with fewer than two seeds.
+        It says nothing about other test rows. NaN with fewer than two seeds, or where a measure is not defined.
         """
         from scipy.stats import t
 
         values = self._values(measure)
-        if len(values) < 2:
+        if len(values) < 2 or any(map(math.isnan, values)):
             return math.nan, math.nan
         half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
         return fmean(values) - half, fmean(values) + half
@@ -181,6 +183,8 @@ class LeakageRow:
         limit = self.baseline + CLAIM_MARGIN
         if interval[1] > limit:
             return f"the leak may be as high as {interval[1]:.1%}; a claim needs at most {limit:.1%}"
+        if missing := [attack for attack in CLAIM_ATTACKS if attack not in {s.attack for s in self.attacks}]:
+            return f"not tried: {', '.join(missing)}"
         return None
 
     @property

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from orchestrator.evaluation.report import CLAIM_MARGIN, AttackSummary, LeakageReport, LeakageRow
+from orchestrator.report.sheet import CRASHED, NOT_MEASURED, Mark, Sheet, markdown, percent, terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-NOT_MEASURED = "-"
-CRASHED = "crashed"
-_WORDS = {"feature", "target", "by", "coalition"}
-"""Columns of text: they are left aligned, and may wrap where the terminal is narrow."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sheet:
-    """One table as text."""
-
-    title: str
-    names: Sequence[str]
-    """Of the columns; the first two may be the feature and the target."""
-    rows: Sequence[Sequence[str]]
-    styles: Sequence[str]
-    """How a terminal shows the last cell of each row."""
-    note: str
-    repeated: frozenset[str] = frozenset()
-    """Columns that a terminal shows once for all rows of one feature."""
+_WORDS = frozenset({"feature", "target", "by", "coalition"})
 
 
 def sheets(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> list[Sheet]:
@@ -49,12 +29,12 @@ def sheets(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -
 
 def leakage_tables(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> list[Table]:
     """The sheets as rich tables."""
-    return [_terminal(sheet) for sheet in sheets(report, alone=alone)]
+    return [terminal(sheet) for sheet in sheets(report, alone=alone)]
 
 
 def leakage_markdown(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> str:
     """The sheets as Markdown tables, each with its legend below."""
-    return "\n".join(_markdown(sheet) for sheet in sheets(report, alone=alone))
+    return "\n".join(markdown(sheet) for sheet in sheets(report, alone=alone))
 
 
 def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
@@ -94,8 +74,9 @@ def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
         title="What each feature tells",
         names=names,
         rows=rows,
-        styles=[_excess_style(row) for row in report.rows],
+        marks=[_excess_mark(row) for row in report.rows],
         note=legend(report),
+        words=_WORDS,
         repeated=frozenset({"feature", "own", "alone"}),
     )
 
@@ -106,8 +87,8 @@ def _attackers(report: LeakageReport) -> Sheet:
         title="Every attacker",
         names=names,
         rows=[[row.feature, _target(report, row), *map(attack_cell, row.attacks)] for row in report.rows],
-        styles=[""] * len(report.rows),
         note=_skipped(report.rows),
+        words=_WORDS,
         repeated=frozenset({"feature"}),
     )
 
@@ -129,9 +110,10 @@ def _collusion(report: LeakageReport) -> Sheet:
             ]
             for row in report.collusion
         ],
-        styles=[_excess_style(row) for row in report.collusion],
+        marks=[_excess_mark(row) for row in report.collusion],
         note="Attackers on the two features of the same image together. apart: the best attacker of all on one of them "
         "alone. floor: from the labels of both tasks.",
+        words=_WORDS,
         repeated=frozenset({"coalition"}),
     )
 
@@ -150,7 +132,7 @@ def _ceilings(report: LeakageReport) -> Sheet:
             ]
             for ceiling in report.ceilings
         ],
-        styles=[""] * len(report.ceilings),
+        words=_WORDS,
         note="images: a network trained for the target on the images. universal: the best of the same attackers on the "
         "universal feature, which no tenant receives. An attacker that stays far below them may just be weak.",
     )
@@ -171,11 +153,6 @@ def legend(report: LeakageReport) -> str:
         f"chance and floor, in points. At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
         f"{'; '.join(claims) or 'no row'}."
     )
-
-
-def percent(value: float | None) -> str:
-    """``97.4``, or a dash where nothing was measured."""
-    return NOT_MEASURED if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def points(excess: float | None) -> str:
@@ -222,44 +199,9 @@ def _skipped(rows: Sequence[LeakageRow]) -> str:
     return f"Not run: {'; '.join(sorted(reasons))}." if reasons else ""
 
 
-def _markdown(sheet: Sheet) -> str:
-    rules = ["---" if name in _WORDS else "---:" for name in sheet.names]
-    lines = [f"| {' | '.join(cells)} |" for cells in [sheet.names, rules, *sheet.rows]]
-    return "\n".join([f"**{sheet.title}**", "", *lines, "", *([sheet.note, ""] if sheet.note else [])])
-
-
-def _terminal(sheet: Sheet) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=sheet.title,
-        caption=sheet.note or None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    for name, cells in zip(sheet.names, zip(*sheet.rows, strict=True), strict=True):
-        justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
-        words = name in _WORDS or any(CRASHED in cell for cell in cells)
-        table.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=not words, overflow="fold")
-    starts = [True, *(row[0] != before[0] for before, row in pairwise(sheet.rows))]
-    ends = [*starts[1:], True]
-    for row, style, first, last in zip(sheet.rows, sheet.styles, starts, ends, strict=True):
-        shown = [
-            cell if first or name not in sheet.repeated else "" for name, cell in zip(sheet.names, row, strict=True)
-        ]
-        texts = [Text(cell, style="bold yellow" if CRASHED in cell else "") for cell in shown]
-        texts[-1].style = style or texts[-1].style
-        table.add_row(*texts, end_section=last and bool(sheet.repeated))
-    return table
-
-
-def _excess_style(row: LeakageRow) -> str:
+def _excess_mark(row: LeakageRow) -> Mark:
     if row.excess is None:
-        return "bold yellow"
+        return "crashed"
     if row.chance_claim_allowed:
-        return "green"
-    return "bold red" if row.excess > CLAIM_MARGIN else ""
+        return "good"
+    return "bad" if row.excess > CLAIM_MARGIN else ""

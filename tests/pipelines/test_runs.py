@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import threading
 from pathlib import Path
@@ -19,7 +18,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.privacy.ledger import Account, Ledger
-from pipelines import add_task, evaluate, train
+from pipelines import add_task, train
 from pipelines.command import execute
 
 QUICK = [
@@ -266,22 +265,3 @@ def test_a_frozen_head_may_be_given_as_a_file(home, write_parquet, tmp_path, cap
 def run_add(task: str, *more: str) -> int:
     flags = [task, "--engine", "process", "--threads", "1", "--epochs", "2", "--conflict-epochs", "1", *more]
     return execute("AddTaskSettings", add_task.run, flags, prog="add_task.py")
-
-
-def test_the_evaluation_writes_table_figure_and_numbers(home, write_parquet, tmp_path, capsys):
-    assert run_train("--data", write_parquet(), *SOLD, "--epsilon", "8") == 0
-    flags = ["--engine", "process", "--alone", "1", "--ceiling", "1", "--out", str(tmp_path / "out"), "--threads", "1"]
-    assert execute("EvaluateSettings", evaluate.run, flags, prog="evaluate.py") == 0
-    out = capsys.readouterr().out
-    for word in ("swap", "linear", "cnn", "chance", "floor", "excess", "private"):
-        assert word in out
-    numbers = json.loads((tmp_path / "out" / "leakage.json").read_text())
-    assert {(row["feature"], row["target"]) for row in numbers["rows"]} == {
-        ("pose", "glasses"),
-        ("pose", "who"),
-        ("glasses", "pose"),
-        ("glasses", "who"),
-    }
-    assert [ceiling["target"] for ceiling in numbers["ceilings"]] == ["pose", "glasses", "who"]
-    assert all(0 <= ceiling["images"] <= 1 and ceiling["universal"] is not None for ceiling in numbers["ceilings"])
-    assert (tmp_path / "out" / "leakage.png").read_bytes().startswith(b"\x89PNG")

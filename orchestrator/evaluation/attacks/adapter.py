@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, NotApplicable, score
-from orchestrator.evaluation.attacks.fitting import Fitting, answers, maps, seeded
+from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, NotApplicable
+from orchestrator.evaluation.attacks.fitting import Fitting, answered, maps, seeded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,7 @@ class AdapterAttack(Fitting):
     epochs: int = 5
     """Of each of the two trainings, like `min_steps`: there may be most of a backbone behind the adapter."""
     min_steps: int = 150
+    max_steps: int = 300
     batch_size: int = 32
     learning_rate: float = 1e-2
     """Of the adapter alone: a permutation of the channels is far from the identity."""
@@ -45,28 +46,10 @@ class AdapterAttack(Fitting):
             network = nn.Sequential(Adapter(tuple(train_z.shape[1:]), data.head.feature_shape), head).to(data.device)
             best = self.fit(network, data, train_z, validation_z)
             together = copy.deepcopy(network).requires_grad_(True)
-            later = self._together().fit(together, data, train_z, validation_z)
+            later = replace(self, learning_rate=self.head_learning_rate).fit(together, data, train_z, validation_z)
         if later.rank > best.rank:
             best, network = later, together
-        return score(
-            self.name,
-            data,
-            validation_logits=best.logits,
-            test_logits=answers(network, test_z),
-            seconds=time.perf_counter() - started,
-        )
-
-    def _together(self) -> Fitting:
-        return Fitting(
-            epochs=self.epochs,
-            min_steps=self.min_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.head_learning_rate,
-            weight_decay=self.weight_decay,
-            averaging=self.averaging,
-            checks=self.checks,
-            patience=self.patience,
-        )
+        return answered(self.name, data, network, best, test_z, started=started)
 
 
 class Adapter(nn.Module):

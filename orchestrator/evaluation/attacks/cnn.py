@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, score
-from orchestrator.evaluation.attacks.fitting import Fitting, answers, seeded, standardised_maps
+from orchestrator.evaluation.attacks.base import AttackInput, AttackResult
+from orchestrator.evaluation.attacks.fitting import Fitting, answered, seeded, standardised_maps
 from orchestrator.sampling import derive_seed
 
 
@@ -41,13 +41,7 @@ class CnnAttack(Fitting):
         with seeded(data.seed, data.device):
             network = self._network(shape, data.n_classes, data.seed).to(data.device)
             best = self.fit(network, data, train_z, validation_z)
-        return score(
-            self.name,
-            data,
-            validation_logits=best.logits,
-            test_logits=answers(network, test_z),
-            seconds=time.perf_counter() - started,
-        )
+        return answered(self.name, data, network, best, test_z, started=started)
 
     def _network(self, shape: tuple[int, int, int], n_classes: int, seed: int) -> nn.Module:
         if self.backbone is None:

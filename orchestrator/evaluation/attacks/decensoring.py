@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, ImageArray, NotApplicable, score
+from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, ImageArray, NotApplicable
 from orchestrator.evaluation.attacks.cnn import small_cnn
-from orchestrator.evaluation.attacks.fitting import BatchLoss, Fitting, answers, seeded, standardised_maps
+from orchestrator.evaluation.attacks.fitting import BatchLoss, Fitting, answered, answers, seeded, standardised_maps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,13 +50,7 @@ class DecensoringAttack(Fitting):
             network = nn.Sequential(translator.to(data.device), classifier.requires_grad_(False))
             labels = torch.from_numpy(data.train_y).to(data.device)
             best = self.fit(network, data, train_z, validation_z, imitation(train_z, own.to(data.device), labels))
-        return score(
-            self.name,
-            data,
-            validation_logits=best.logits,
-            test_logits=answers(network, test_z),
-            seconds=time.perf_counter() - started,
-        )
+        return answered(self.name, data, network, best, test_z, started=started)
 
     def _own(self, data: AttackInput, train: ImageArray, validation: ImageArray) -> tuple[nn.Module, nn.Module]:
         """E and the classifier behind it, trained on images."""

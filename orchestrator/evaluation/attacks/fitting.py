@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.errors import ConfigError
-from orchestrator.evaluation.attacks.base import AttackInput, FloatArray
+from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, FloatArray, score
+from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
 from orchestrator.sampling import ShuffledBatches, derive_seed
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
@@ -51,6 +53,8 @@ class Fitting:
     epochs: int = 15
     min_steps: int = 600
     """At least so many steps, however few rows there are: 15 epochs of 300 rows teach a network nothing."""
+    max_steps: int = 4000
+    """At most so many, however many rows there are."""
     batch_size: int = 64
     learning_rate: float = 1e-3
     """At its highest."""
@@ -63,7 +67,7 @@ class Fitting:
     """Checks without a better accuracy or cross-entropy after which training stops."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "min_steps", "batch_size", "checks", "patience"):
+        for name in ("epochs", "min_steps", "max_steps", "batch_size", "checks", "patience"):
             self.check_count(name)
 
     def check_count(self, name: str) -> None:
@@ -85,7 +89,7 @@ class Fitting:
         a ``loss`` it is the cross-entropy of the target. Random state is the caller's: see `seeded`.
         """
         batches = ShuffledBatches(len(train_z), batch_size=self.batch_size, seed=derive_seed(data.seed, "batches"))
-        total = max(self.min_steps, self.epochs * batches.steps_per_epoch)
+        total = min(self.max_steps, max(self.min_steps, self.epochs * batches.steps_per_epoch))
         interval = math.ceil(total / self.checks)
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
@@ -114,6 +118,15 @@ class Fitting:
         return best
 
 
+def answered(
+    name: str, data: AttackInput, network: nn.Module, best: Check, test_z: Tensor, *, started: float
+) -> AttackResult:
+    """What the fitted network, left at ``best``, says of the test rows; ``started`` is by `time.perf_counter`."""
+    test_logits = answers(network, test_z)
+    seconds = time.perf_counter() - started
+    return score(name, data, validation_logits=best.logits, test_logits=test_logits, seconds=seconds)
+
+
 def cross_entropy_on(train_z: Tensor, labels_N: Tensor) -> BatchLoss:
     """The cross-entropy of the network's answers for the rows of a batch."""
     return lambda network, ids: functional.cross_entropy(network(train_z[ids]), labels_N[ids])
@@ -139,18 +152,16 @@ def answers(network: nn.Module, z_N: Tensor) -> FloatArray:
 
 
 def maps(data: AttackInput) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test features as (N, C, H, W), on the device; a vector is a 1x1 map."""
-    parts = [torch.from_numpy(z).float() for z in (data.train_z, data.validation_z, data.test_z)]
-    train, validation, test = (part.reshape(*part.shape[:2], *(part.shape[2:] or (1, 1))) for part in parts)
-    return train.to(data.device), validation.to(data.device), test.to(data.device)
+    """Training, validation and test features as (N, C, H, W), on the device."""
+    train, validation, test = (as_maps(z).to(data.device) for z in (data.train_z, data.validation_z, data.test_z))
+    return train, validation, test
 
 
 def standardised_maps(data: AttackInput) -> tuple[Tensor, Tensor, Tensor]:
     """The same, standardised per channel by the training rows."""
     train, validation, test = maps(data)
-    mean, std = train.mean(dim=(0, 2, 3), keepdim=True), train.std(dim=(0, 2, 3), keepdim=True, correction=0)
-    std = torch.where(std > 0, std, 1.0)
-    return (train - mean) / std, (validation - mean) / std, (test - mean) / std
+    standardise = Standardiser.of(train)
+    return standardise(train), standardise(validation), standardise(test)
 
 
 def _check(network: nn.Module, validation_z: Tensor, data: AttackInput) -> Check:

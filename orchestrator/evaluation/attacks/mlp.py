@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, score
-from orchestrator.evaluation.attacks.fitting import Fitting, answers, seeded, standardised_maps
+from orchestrator.evaluation.attacks.base import AttackInput, AttackResult
+from orchestrator.evaluation.attacks.fitting import Fitting, answered, seeded, standardised_maps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +31,7 @@ class MlpAttack(Fitting):
         with seeded(data.seed, data.device):
             network = self._network(train_z.shape[1], data.n_classes).to(data.device)
             best = self.fit(network, data, train_z, validation_z)
-        return score(
-            self.name,
-            data,
-            validation_logits=best.logits,
-            test_logits=answers(network, test_z),
-            seconds=time.perf_counter() - started,
-        )
+        return answered(self.name, data, network, best, test_z, started=started)
 
     def _network(self, n_features: int, n_classes: int) -> nn.Module:
         # Over one or two coordinates a LayerNorm would leave a sign or nothing.

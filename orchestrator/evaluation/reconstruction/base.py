@@ -85,30 +85,6 @@ class PixelNetwork(nn.Module):
         return z
 
 
-@dataclass(frozen=True, slots=True)
-class Standardiser:
-    """Every channel to mean 0 and variance 1 over the attacker's rows: a feature's scale hides nothing from it."""
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, z_NCHW: Tensor) -> Standardiser:
-        """Constant channels keep their scale."""
-        std = z_NCHW.std(dim=(0, 2, 3), keepdim=True, correction=0)
-        return cls(z_NCHW.mean(dim=(0, 2, 3), keepdim=True), torch.where(std > 0, std, 1.0))
-
-    def __call__(self, z_NCHW: Tensor) -> Tensor:
-        """The same shape."""
-        return (z_NCHW - self.mean) / self.std
-
-
-def as_maps(z: FloatArray | Tensor) -> Tensor:
-    """(N, C, H, W) float32; a vector is a 1x1 map."""
-    maps = torch.as_tensor(z).float()
-    return maps if maps.ndim == 4 else maps.reshape(*maps.shape[:2], 1, 1)
-
-
 def pixels(images: ImageArray) -> Tensor:
     """(N, 3, S, S) in [0, 1]."""
     return to_tensor(images, PIXELS)

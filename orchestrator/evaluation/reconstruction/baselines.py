@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.evaluation.reconstruction.base import ReconstructionInput, Standardiser, as_maps, pixels
+from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
+from orchestrator.evaluation.reconstruction.base import ReconstructionInput, pixels
 
 _CHUNK = 256
 

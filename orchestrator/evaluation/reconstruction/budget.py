@@ -7,46 +7,32 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.evaluation.budget import AttackerData
 from orchestrator.evaluation.reconstruction.base import Reconstructor
 from orchestrator.evaluation.reconstruction.baselines import Lookup
 from orchestrator.evaluation.reconstruction.inversion import OptimisationInversion
 from orchestrator.evaluation.reconstruction.judge import JudgeConfig
 from orchestrator.evaluation.reconstruction.trained import TrainedDecoder
+from orchestrator.evaluation.rows import RowBudget, check_names
 from tasks.registry import look_up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReconstructionBudget:
-    """Which attackers try, how often, and on which rows."""
+class ReconstructionBudget(RowBudget):
+    """Which attackers try to get images back, how often, and on which rows."""
 
     attacks: tuple[Reconstructor, ...]
-    seeds: int = 3
-    attacker_data: AttackerData = "attacker"
-    """attacker: rows that the defence never saw; attacker+train: those and the defender's training rows."""
-    validation_fraction: float = 0.2
-    """Of the attacker subset, set apart for the attackers' own choices."""
-    max_pairs: int = 20_000
-    """Of features and images that an attacker trains on."""
     max_test: int = 2_000
     """Test rows that are measured."""
-    judge: JudgeConfig = JudgeConfig()
-    device: str = "cpu"
+    judge: JudgeConfig | None = JudgeConfig()
+    """None: nobody looks at what the images show, and nothing may be claimed (R3)."""
 
     def __post_init__(self) -> None:
-        names = [attack.name for attack in self.attacks]
-        if not names or len(set(names)) != len(names):
-            raise ConfigError(
-                f"a budget needs at least one attack and distinct names, got: {', '.join(names) or 'none'}"
-            )
-        if self.seeds < 1:
-            raise ConfigError(f"a reconstruction budget needs at least one seed, got {self.seeds}")
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}")
-        if min(self.max_pairs, self.max_test) < 2:
-            raise ConfigError(f"max_pairs and max_test must be at least 2, got {self.max_pairs} and {self.max_test}")
-        if self.attacker_data not in ("attacker", "attacker+train"):
-            raise ConfigError(f"attacker_data is attacker or attacker+train, got {self.attacker_data!r}")
+        RowBudget.__post_init__(self)  # super() does not work in a dataclass with slots
+        if not self.attacks:
+            raise ConfigError("a reconstruction budget needs at least one attack, got none")
+        check_names("attacks", [attack.name for attack in self.attacks])
+        if self.max_test < 2:
+            raise ConfigError(f"max_test must be at least 2, got {self.max_test}")
 
     @classmethod
     def preset(cls, name: str, *, seeds: int | None = None) -> ReconstructionBudget:
@@ -54,30 +40,23 @@ class ReconstructionBudget:
         budget = look_up(RECONSTRUCTION_BUDGETS, "reconstruction budget", name)
         return budget if seeds is None else replace(budget, seeds=seeds)
 
-    @property
-    def subsets(self) -> tuple[str, ...]:
-        """The subsets whose images the attacker has."""
-        return ("attacker", "train") if self.attacker_data == "attacker+train" else ("attacker",)
-
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the attacks' settings included."""
         attacks = [{"name": a.name, **(asdict(a) if is_dataclass(a) else {})} for a in self.attacks]
-        names = ("seeds", "attacker_data", "validation_fraction", "max_pairs", "max_test", "device")
-        return {"attacks": attacks, "judge": asdict(self.judge), **{name: getattr(self, name) for name in names}}
+        names = ("seeds", "attacker_data", "validation_fraction", "max_rows", "max_test", "device")
+        judge = None if self.judge is None else asdict(self.judge)
+        return {"attacks": attacks, "judge": judge, **{name: getattr(self, name) for name in names}}
 
 
 _FIGURE_8B = TrainedDecoder(name="decoder_8b", kind="transposed", loss="mse", standardise=False)
 
 RECONSTRUCTION_BUDGETS: Mapping[str, ReconstructionBudget] = {
     "quick": ReconstructionBudget(
-        attacks=(
-            TrainedDecoder(epochs=10, min_steps=400, width=64),
-            Lookup(),
-            OptimisationInversion(images=8, iterations=150),
-        ),
+        attacks=(TrainedDecoder(epochs=5, min_steps=250, width=64), Lookup()),
         seeds=1,
-        max_pairs=3_000,
+        max_rows=3_000,
         max_test=500,
+        judge=None,
     ),
     "full": ReconstructionBudget(
         attacks=(

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import DataError
-from orchestrator.evaluation.reconstruction.base import (
-    ReconstructionInput,
-    Standardiser,
-    as_maps,
-    pixels,
-    require_positive,
-)
+from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
+from orchestrator.evaluation.reconstruction.base import ReconstructionInput, pixels, require_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,6 +164,16 @@ class ReconstructionRow:
             return f"crashed: {', '.join(crashed)}"
         if self.best is not None and self.best.gain > SSIM_MARGIN:
             return f"SSIM is {self.best.gain:.3f} above the mean image; a claim needs at most {SSIM_MARGIN}"
+        if shown := self._recognised_obstacle():
+            return shown
+        if (seeds := min(len(summary.results) for summary in self.attacks)) < CLAIM_SEEDS:
+            return f"{seeds} seed(s) per attack; a claim needs {CLAIM_SEEDS}"
+        return None
+
+    def _recognised_obstacle(self) -> str | None:
+        """What the judge has against it (R3)."""
+        if not self.targets:
+            return "nobody looked at what the reconstructions show"
         for target in self.targets:
             if not target.capable:
                 return (
@@ -173,8 +183,6 @@ class ReconstructionRow:
             if highest > target.baseline + CLAIM_MARGIN:
                 limit = target.baseline + CLAIM_MARGIN
                 return f"{target.target!r} is recognised at {highest:.1%}; a claim needs at most {limit:.1%}"
-        if (seeds := min(len(summary.results) for summary in self.attacks)) < CLAIM_SEEDS:
-            return f"{seeds} seed(s) per attack; a claim needs {CLAIM_SEEDS}"
         return None
 
     @property
@@ -236,34 +244,3 @@ class ReconstructionReport:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; no picture is in it."""
         return {"seed": self.seed, "budget": self.budget.to_json(), "rows": [row.to_json() for row in self.rows]}
-
-
-def reconstruction_markdown(report: ReconstructionReport) -> str:
-    """A table of every attack, the baselines of each feature first, and the sentence that may be said."""
-    lines = [
-        "| feature | attack | PSNR, dB | SSIM | MS-SSIM | L1 | perceptual_proxy | recognised, % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in report.rows:
-        real = ", ".join(f"{t.target} {100 * t.real:.1f} (without: {100 * t.baseline:.1f})" for t in row.targets)
-        lines.append(f"| {row.feature} | real images | | | | | | {real} |")
-        lines += [
-            _line(row.feature, name, scores, "")
-            for name, scores in (("mean image", row.mean_image), ("nearest image", row.nearest_image))
-        ]
-        for summary in row.attacks:
-            if not summary.completed:
-                lines.append(f"| {row.feature} | {summary.attack} | crashed | | | | | |")
-                continue
-            seen = ", ".join(f"{t.target} {100 * summary.recognised(t.target):.1f}" for t in row.targets)
-            lines.append(_line(row.feature, summary.attack, summary, seen))
-    return "\n".join([*lines, "", *(f"- {row.sentence}" for row in report.rows), ""])
-
-
-def _line(feature: str, name: str, of: Scores | ReconstructionSummary, recognised: str) -> str:
-    def value(measure: str) -> float:
-        number: float = of.mean(measure) if isinstance(of, ReconstructionSummary) else getattr(of, measure)
-        return number
-
-    numbers = [f"{value('psnr'):.2f}", *(f"{value(m):.3f}" for m in ("ssim", "ms_ssim", "l1", "perceptual_proxy"))]
-    return f"| {feature} | {name} | {' | '.join(numbers)} | {recognised} |"

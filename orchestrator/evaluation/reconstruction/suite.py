@@ -53,6 +53,11 @@ class ReconstructionJob:
     attack: Reconstructor
     seed: int
 
+    @property
+    def title(self) -> str:
+        """What progress calls it."""
+        return f"{self.attack.name} on {self.feature}"
+
     def lost(self, reason: str) -> ReconstructionResult:
         """What a runner answers with for a job whose process died."""
         return ReconstructionResult(attack=self.attack.name, seed=self.seed, crashed=reason)
@@ -77,13 +82,10 @@ class _Ground:
     seed: int
     n_examples: int
 
-    def rows(self, subset: str, limit: int) -> LabelArray:
-        n = len(self.images[subset])
-        return np.random.default_rng(derive_seed(self.seed, "rows", subset)).permutation(n)[:limit]
-
     @property
     def test_rows(self) -> LabelArray:
-        return self.rows("test", self.budget.max_test)
+        order = np.random.default_rng(derive_seed(self.seed, "rows", "test")).permutation(len(self.images["test"]))
+        return order[: self.budget.max_test]
 
 
 def evaluate_reconstruction(
@@ -108,7 +110,7 @@ def evaluate_reconstruction(
     _check(shown, images, labels, n_classes, budget)
     known = {t: np.concatenate([labels[t][s] for s in budget.subsets]) for t in labels}
     seen = np.concatenate([images[s] for s in budget.subsets])
-    judge = train_judge(seen, known, n_classes, config=budget.judge, seed=seed) if labels else None
+    judge = train_judge(seen, known, n_classes, config=budget.judge, seed=seed) if labels and budget.judge else None
     ground = _Ground(
         shown=shown, images=images, labels=labels, judge=judge, budget=budget, seed=seed, n_examples=n_examples
     )
@@ -186,15 +188,12 @@ def _as_stored(images: Tensor) -> ImageArray:
 
 def _attack_input(ground: _Ground, feature: str, seed: int) -> ReconstructionInput:
     z, x, budget = ground.shown[feature].features, ground.images, ground.budget
-    order = np.random.default_rng(derive_seed(seed, "attacker validation")).permutation(len(x["attacker"]))
-    cut = max(1, round(budget.validation_fraction * len(order)))
-    held_out, kept = order[:cut], order[cut:][: budget.max_pairs]
-    more = [(s, ground.rows(s, budget.max_pairs - len(kept))) for s in budget.subsets[1:]]
+    rows = budget.cut({subset: len(images) for subset, images in x.items()}, seed)
     return ReconstructionInput(
-        train_z=np.concatenate([z["attacker"][kept], *(z[s][rows] for s, rows in more)]),
-        train_x=np.concatenate([x["attacker"][kept], *(x[s][rows] for s, rows in more)]),
-        validation_z=z["attacker"][held_out],
-        validation_x=x["attacker"][held_out],
+        train_z=rows.of(z),
+        train_x=rows.of(x),
+        validation_z=z["attacker"][rows.held_out],
+        validation_x=x["attacker"][rows.held_out],
         test_z=z["test"][ground.test_rows],
         test_x=x["test"][ground.test_rows],
         seed=seed,

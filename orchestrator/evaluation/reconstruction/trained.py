@@ -10,13 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from orchestrator.evaluation.reconstruction.base import (
-    ReconstructionInput,
-    Standardiser,
-    as_maps,
-    pixels,
-    require_positive,
-)
+from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
+from orchestrator.evaluation.reconstruction.base import ReconstructionInput, pixels, require_positive
 from orchestrator.evaluation.reconstruction.decoders import DECODERS, build_decoder, decode
 from orchestrator.evaluation.reconstruction.metrics import differentiable_ssim
 from orchestrator.sampling import ShuffledBatches, derive_seed

@@ -6,18 +6,35 @@ import pytest
 from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.budget import BUDGETS, AttackBudget
+from orchestrator.evaluation.report import CLAIM_ATTACKS, CLAIM_SEEDS
 
 
-@pytest.mark.parametrize("name", ["full", "suite"])
-def test_a_budget_that_may_carry_a_claim_meets_what_a_claim_needs(name):
-    budget = AttackBudget.preset(name)
-    assert budget.seeds >= 3
+def test_the_full_budget_meets_what_a_claim_needs():
+    budget = AttackBudget.preset("full")
+    assert budget.seeds >= CLAIM_SEEDS
     assert budget.subsets == ("attacker", "train")
-    assert {attack.name for attack in budget.attacks} >= {"linear", "cnn"}
+    assert {attack.name for attack in budget.attacks} >= set(CLAIM_ATTACKS)
 
 
-def test_the_suite_has_every_kind_of_attacker_and_tenants_that_collude():
-    suite = AttackBudget.preset("suite")
+def test_a_budget_can_be_cut_to_some_attacks_and_an_unknown_one_lists_the_known():
+    some = AttackBudget.preset("full").only(["knn", "linear"])
+    assert [attack.name for attack in some.attacks] == ["linear", "knn"]
+    assert [attack.name for attack in some.collusion] == ["linear"]
+    with pytest.raises(UnknownNameError, match="knn"):
+        AttackBudget.preset("full").only(["oracle"])
+
+
+def test_an_attacker_learns_from_its_own_rows_first_and_from_no_more_than_it_may():
+    budget = AttackBudget(attacks=(LinearAttack(),), attacker_data="attacker+train", max_rows=100)
+    few = budget.cut({"attacker": 50, "train": 200, "test": 10}, seed=3)
+    assert {subset: len(rows) for subset, rows in few.learned.items()} == {"attacker": 40, "train": 60}
+    assert not set(few.learned["attacker"]) & set(few.held_out)
+    many = budget.cut({"attacker": 500, "train": 200}, seed=3)
+    assert {subset: len(rows) for subset, rows in many.learned.items()} == {"attacker": 100, "train": 0}
+
+
+def test_the_full_budget_has_every_kind_of_attacker_and_tenants_that_collude():
+    suite = AttackBudget.preset("full")
     assert [attack.name for attack in suite.attacks] == [
         "linear",
         "mlp",
@@ -41,7 +58,7 @@ def test_the_quick_budget_is_small_and_needs_no_images():
 
 def test_a_preset_takes_another_number_of_seeds_and_an_unknown_one_lists_the_known():
     assert AttackBudget.preset("quick", seeds=4).seeds == 4
-    with pytest.raises(UnknownNameError, match="full, quick, suite"):
+    with pytest.raises(UnknownNameError, match="full, quick"):
         AttackBudget.preset("huge")
 
 

@@ -13,7 +13,8 @@ from orchestrator.evaluation.attacks.base import AttackResult
 from orchestrator.evaluation.attacks.decensoring import DecensoringAttack
 from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.attacks.mlp import MlpAttack
-from orchestrator.evaluation.leakage import AttackBudget, TaskFeatures, evaluate_leakage
+from orchestrator.evaluation.budget import AttackBudget
+from orchestrator.evaluation.leakage import TaskFeatures, evaluate_leakage
 from tasks.spec import TaskSpec
 
 SIZES = {"train": 120, "attacker": 200, "test": 400}

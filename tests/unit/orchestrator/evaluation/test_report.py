@@ -5,7 +5,7 @@ import pytest
 from orchestrator.evaluation.attacks.base import AttackResult
 from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.evaluation.floors import Floor, clopper_pearson
-from orchestrator.evaluation.report import AttackSummary, Ceiling, LeakageReport, LeakageRow
+from orchestrator.evaluation.report import CLAIM_ATTACKS, AttackSummary, Ceiling, LeakageReport, LeakageRow
 
 
 def summary(attack, *corrects, total=10_000):
@@ -13,6 +13,10 @@ def summary(attack, *corrects, total=10_000):
         AttackResult(attack=attack, seed=i, correct=c, total=total, accuracy=c / total) for i, c in enumerate(corrects)
     )
     return AttackSummary(attack=attack, results=results)
+
+
+def by_everyone(*corrects):
+    return [summary(attack, *corrects) for attack in CLAIM_ATTACKS]
 
 
 def row(*attacks, chance=0.5, floor=0.4, target="b"):
@@ -52,10 +56,16 @@ def test_seeds_share_their_test_rows_so_they_do_not_narrow_the_interval():
 
 def test_a_claim_needs_the_upper_bound_within_two_points():
     # 10,000 rows: the half-width is 0.98 points, so a mean of 50.9 % is within 52 % and one of 51.1 % is not.
-    assert row(summary("x", 5090, 5090, 5090)).chance_claim_allowed
-    refused = row(summary("x", 5110, 5110, 5110))
+    assert row(*by_everyone(5090, 5090, 5090)).chance_claim_allowed
+    refused = row(*by_everyone(5110, 5110, 5110))
     assert not refused.chance_claim_allowed
     assert refused.claim_obstacle == "the leak may be as high as 52.1%; a claim needs at most 52.0%"
+
+
+@pytest.mark.parametrize("missing", CLAIM_ATTACKS)
+def test_a_claim_needs_every_kind_of_attacker_to_have_tried(missing):
+    tried = [attack for attack in by_everyone(5000, 5000, 5000) if attack.attack != missing]
+    assert row(*tried).claim_obstacle == f"not tried: {missing}"
 
 
 def test_a_claim_needs_every_attack_to_fail_and_enough_rows_and_seeds():
@@ -112,3 +122,7 @@ def test_a_ceiling_is_the_larger_of_features_and_images():
     assert Ceiling(target="b", attacks=universal, images=0.9).accuracy == 0.9
     written = Ceiling(target="b", attacks=universal).to_json()
     assert (written["universal"], written["universal_attack"], written["images"]) == (0.8, "cnn", None)
+
+
+def test_a_measure_that_is_not_defined_has_no_interval():
+    assert all(math.isnan(bound) for bound in summary("x", 5000, 5100, 5200).seed_interval("auc"))

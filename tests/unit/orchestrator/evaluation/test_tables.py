@@ -9,7 +9,7 @@ from orchestrator.evaluation.attacks.cnn import CnnAttack
 from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.evaluation.floors import Floor
-from orchestrator.evaluation.report import AttackSummary, Ceiling, LeakageReport, LeakageRow
+from orchestrator.evaluation.report import CLAIM_ATTACKS, AttackSummary, Ceiling, LeakageReport, LeakageRow
 from orchestrator.evaluation.tables import attack_cell, leakage_markdown, leakage_tables
 
 
@@ -118,9 +118,9 @@ def test_what_was_not_run_is_a_dash_and_its_reason_is_below(report):
 
 def test_the_legend_names_the_rows_that_may_be_called_at_chance(report):
     assert "no row" in leakage_markdown(report)
-    quiet = row("a", "b", summary("linear", 0.3, 0.3, 0.3))
+    quiet = row("a", "b", *(summary(attack, 0.3, 0.3, 0.3) for attack in CLAIM_ATTACKS))
     claim = LeakageReport(
-        rows=(quiet,), own={}, private=frozenset(), targets=("b",), budget=AttackBudget.preset("suite"), seed=0
+        rows=(quiet,), own={}, private=frozenset(), targets=("b",), budget=AttackBudget.preset("full"), seed=0
     )
     assert "(95 % bound within 2 points): a on b." in leakage_markdown(claim)
     assert "never saw and its training rows, the mean of 3 seeds" in leakage_markdown(claim)
@@ -130,7 +130,7 @@ def test_the_legend_names_the_rows_that_may_be_called_at_chance(report):
 def test_the_terminal_tables_show_every_number_whole(report, width):
     console = Console(file=io.StringIO(), width=width, color_system=None)
     ceilings = (Ceiling(target="eyes", attacks=(summary("linear", 0.8),), images=0.876),)
-    full = replace(report, ceilings=ceilings, budget=AttackBudget.preset("suite"))
+    full = replace(report, ceilings=ceilings, budget=AttackBudget.preset("full"))
     rows = tuple(replace(r, attacks=r.attacks + (summary("x", 0.123),) * 7) for r in report.rows)
     for table in leakage_tables(replace(full, rows=rows), alone={"pose": 0.981, "eyes": 0.5}):
         console.print(table)

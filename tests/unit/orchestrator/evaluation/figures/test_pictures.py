@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from orchestrator.errors import DataError, PrivacyRefusal
-from orchestrator.evaluation.figures import save_figure
-from orchestrator.evaluation.reconstruction.figures import (
+from orchestrator.evaluation.figures.drawing import save_figure
+from orchestrator.evaluation.figures.pictures import (
     PictureRow,
     SplitPoint,
     may_draw,

@@ -8,7 +8,8 @@ from PIL import Image
 
 from orchestrator.evaluation.attacks.base import AttackResult
 from orchestrator.evaluation.budget import AttackBudget
-from orchestrator.evaluation.figures import leakage_heatmap, save_figure
+from orchestrator.evaluation.figures.drawing import save_figure
+from orchestrator.evaluation.figures.leakage import leakage_heatmap
 from orchestrator.evaluation.floors import Floor
 from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow
 
@@ -108,7 +109,9 @@ def test_saving_writes_a_png_and_an_svg_and_makes_the_folder(report, tmp_path):
 
 def test_drawing_leaves_no_global_figure_behind(report, tmp_path):
     source = (
-        "import sys, pickle; from orchestrator.evaluation.figures import *;"
+        "import sys, pickle; from pathlib import Path;"
+        "from orchestrator.evaluation.figures.drawing import save_figure;"
+        "from orchestrator.evaluation.figures.leakage import leakage_heatmap;"
         "save_figure(leakage_heatmap(pickle.load(open(sys.argv[1], 'rb'))), Path(sys.argv[1] + '.png'));"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from orchestrator.evaluation.figures.drawing import new_figure
 from orchestrator.evaluation.report import LeakageReport, LeakageRow
-from orchestrator.evaluation.tables import CRASHED
+from orchestrator.report.sheet import CRASHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,13 +37,9 @@ def leakage_heatmap(report: LeakageReport) -> Figure:
     The cell of a task's own label shows how well the task itself is done, on grey: that is utility, not leakage.
     Colours can be told apart with any colour vision, and every number is written out.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     n_rows, n_columns = len(report.features), len(report.targets)
     cell = 0.95
-    figure = Figure(figsize=(2.4 + 3 * (0.7 + cell * n_columns), 2.3 + 0.72 * n_rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.4 + 3 * (0.7 + cell * n_columns), 2.3 + 0.72 * n_rows)
     figure.suptitle("What each task's feature tells about each label", fontsize=12)
     panels = _panels(report)
     axes = [figure.add_subplot(1, len(panels), position + 1) for position in range(len(panels))]
@@ -56,15 +52,6 @@ def leakage_heatmap(report: LeakageReport) -> Figure:
         figure.supxlabel("* without the attackers that crashed", fontsize=8)
     axes[0].set_ylabel("released feature, by task", fontsize=9)
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
-    """Write ``path`` as PNG and a scalable copy beside it as SVG; missing folders are made. Returns both paths."""
-    png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png)
-    figure.savefig(svg)
-    return png, svg
 
 
 def _panels(report: LeakageReport) -> tuple[_Panel, ...]:

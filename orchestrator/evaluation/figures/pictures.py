@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import DataError, PrivacyRefusal
+from orchestrator.evaluation.figures.drawing import BASELINE, COLOURS, legend_below, new_figure, plain_axes
 from orchestrator.evaluation.reconstruction.report import ReconstructionReport
 from tasks.datasets.table import ImageArray
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 WITHOUT_PEOPLE = frozenset({"digits"})
 """Data sets whose pictures show nobody."""
 
-_PLAIN, _PRIVATE, _BASELINE = "#0072B2", "#D55E00", "0.45"
-"""Okabe and Ito's blue and vermilion: different in hue and in lightness for every colour vision."""
+_PLAIN, _PRIVATE = COLOURS[:2]
 
 
 def may_draw(data_set: str, *, allow_people: bool = False) -> bool:
@@ -48,9 +48,6 @@ def picture_row(report: ReconstructionReport, feature: str, attack: str, *, labe
 
 def reconstruction_grid(rows: Sequence[PictureRow], *, data_set: str, allow_people: bool = False) -> Figure:
     """The input on top, then what attackers got back. Raises `PrivacyRefusal` where pictures may show people."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not may_draw(data_set, allow_people=allow_people):
         raise PrivacyRefusal(
             f"pictures of {data_set} may show people: reconstructions of them are drawn only where that is allowed "
@@ -59,8 +56,7 @@ def reconstruction_grid(rows: Sequence[PictureRow], *, data_set: str, allow_peop
     n_columns = min((len(row.images) for row in rows), default=0)
     if not n_columns:
         raise DataError("there is no picture to draw")
-    figure = Figure(figsize=(1.9 + 0.8 * n_columns, 0.35 + 0.84 * len(rows)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.9 + 0.8 * n_columns, 0.35 + 0.84 * len(rows))
     axes = figure.subplots(len(rows), n_columns, squeeze=False)
     for row, across in zip(rows, axes, strict=True):
         for image, ax in zip(row.images, across, strict=False):
@@ -105,24 +101,18 @@ class SplitPoint:
 
 def quality_by_split(points: Sequence[SplitPoint]) -> Figure:
     """PSNR and SSIM of the best attack over the split index, with and without DP; the mean image as what needs none."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not points:
         raise DataError("there is no split index to draw")
-    figure = Figure(figsize=(8.4, 3.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.4, 3.4)
     for position, (measure, label) in enumerate((("psnr", "PSNR, dB"), ("ssim", "SSIM"))):
         ax = figure.add_subplot(1, 2, position + 1)
         _draw_lines(ax, points, measure)
         ax.set_ylabel(label)
         ax.set_xlabel("split index")
         ax.set_xticks(sorted({point.split_index for point in points}))
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="0.9")
+        plain_axes(ax)
     figure.axes[1].set_ylim(min(0.0, *(p.ssim for p in points)), 1.0)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    legend_below(figure, figure.axes[0])
     figure.suptitle("How well the best attacker gets the image back", fontsize=11)
     return figure
 
@@ -142,4 +132,4 @@ def _draw_lines(ax: Axes, points: Sequence[SplitPoint], measure: str) -> None:
             ax.plot([p.split_index for p in chosen], values, line, color=colour, marker=marker, label=label)
     baseline = {p.split_index: getattr(p, f"mean_image_{measure}") for p in points}
     splits = sorted(baseline)
-    ax.plot(splits, [baseline[s] for s in splits], ":", color=_BASELINE, marker="_", label="mean training image")
+    ax.plot(splits, [baseline[s] for s in splits], ":", color=BASELINE, marker="_", label="mean training image")

@@ -1,0 +1,286 @@
+"""An evaluation as a page: the guarantee first, then what was found, then every table with how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.evaluation.evaluation import Evaluation
+from orchestrator.evaluation.membership import FALSE_POSITIVE_RATE, MembershipResult
+from orchestrator.evaluation.other_tables import hijack_sheet, membership_sheet, reconstruction_sheet
+from orchestrator.evaluation.report import CLAIM_MARGIN, LeakageReport, LeakageRow
+from orchestrator.evaluation.subject import Subject
+from orchestrator.evaluation.tables import sheets
+from orchestrator.privacy.accounting import rounded_up
+from orchestrator.report.page import Finding, Page, Picture, Section, Statement
+from orchestrator.report.sheet import Sheet, percent
+
+_QUICK = (
+    "This was a quick look: few kinds of attackers, trained once. A stronger attacker may read more, so nothing here "
+    "may be called private; --budget full is what a claim takes."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """What was drawn, by where it belongs."""
+
+    leakage: tuple[Picture, ...] = ()
+    projection: tuple[Picture, ...] = ()
+    reconstruction: tuple[Picture, ...] = ()
+    curves: tuple[Picture, ...] = field(default=())
+
+
+def page_of(evaluation: Evaluation, figures: Figures) -> Page:
+    """The whole report."""
+    subject, encoder = evaluation.subject, evaluation.subject.encoder
+    return Page(
+        title=f"What the features of {subject.data_name} give away",
+        subtitle=f"Encoder {encoder.version} of the catalog {subject.catalog}, {len(subject.sold)} task(s) sold: "
+        f"{', '.join(subject.sold) or 'none'}. Evaluated {subject.created}.",
+        statements=_statements(subject),
+        findings=tuple(_findings(evaluation)),
+        sections=tuple(_sections(evaluation, figures)),
+        facts=tuple(_facts(evaluation)),
+        footer="Every number is also in evaluation.json, beside this page.",
+    )
+
+
+def tables_of(evaluation: Evaluation) -> list[Sheet]:
+    """Every table, in the order of the page."""
+    found: list[Sheet] = []
+    if evaluation.leakage is not None:
+        found += sheets(evaluation.leakage, alone=evaluation.alone)
+    if evaluation.reconstruction is not None:
+        found.append(reconstruction_sheet(evaluation.reconstruction))
+    if evaluation.membership is not None:
+        found.append(membership_sheet(evaluation.membership))
+    if evaluation.hijack is not None:
+        found.append(hijack_sheet(evaluation.hijack))
+    return found
+
+
+def _statements(subject: Subject) -> tuple[Statement, ...]:
+    """The encoder's, and those tasks' that say something else of themselves."""
+    guarantee = subject.guarantee
+    encoder = Statement(
+        subject=f"Encoder {subject.encoder.version}",
+        text=guarantee.statement(),
+        strength="guaranteed" if guarantee.epsilon is not None else "none",
+    )
+    by_text: dict[str, list[str]] = {}
+    for task, text in subject.statements.items():
+        if text != encoder.text:
+            by_text.setdefault(text, []).append(task)
+    others = [
+        Statement(
+            subject=f"Task {tasks[0]}" if len(tasks) == 1 else f"Tasks {', '.join(tasks)}",
+            text=text,
+            strength="guaranteed" if subject.tasks[tasks[0]].guarantee["epsilon"] is not None else "none",
+        )
+        for text, tasks in by_text.items()
+    ]
+    return (encoder, *others)
+
+
+def _findings(evaluation: Evaluation) -> Sequence[Finding]:
+    found: list[Finding] = []
+    if evaluation.leakage is not None:
+        found += _leakage_findings(evaluation.leakage)
+    if evaluation.reconstruction is not None:
+        found += [
+            Finding(text=f"Images got back: {row.sentence}.", mark="good" if row.obfuscated else "bad")
+            for row in evaluation.reconstruction.rows
+        ]
+    if evaluation.membership is not None:
+        found += _membership_findings(evaluation.membership)
+    for report in evaluation.hijack or ():
+        for run in report.runs:
+            known = f"{run.private.psnr:.1f} dB, mean image {report.mean_image.psnr:.1f} dB"
+            if run.guard and run.stopped:
+                text = f"The guard stopped a tenant that sends false gradients at step {run.steps} ({known})."
+                found.append(Finding(text=f"{text} Encoder {report.encoder}.", mark="good"))
+            else:
+                guard = "Past the guard" if run.guard else "Without the guard"
+                text = f"{guard}, a tenant that sends false gradients reads training images at {known}."
+                found.append(Finding(text=f"{text} Encoder {report.encoder}.", mark="bad" if run.guard else "neutral"))
+    if evaluation.budget == "quick":
+        found.append(Finding(text=_QUICK, mark="neutral"))
+    return found
+
+
+def _leakage_findings(report: LeakageReport) -> list[Finding]:
+    found = []
+    worst = report.worst
+    if worst is not None and worst.excess is not None and worst.best is not None:
+        found.append(
+            Finding(
+                text=f"The worst leak: whoever holds the feature of {worst.feature} reads {worst.target} at "
+                f"{percent(worst.leak)} % ({worst.best.attack.replace('_', ' ')}), {100 * worst.excess:+.1f} points "
+                f"over what needs no feature ({percent(worst.baseline)} %).",
+                mark="bad" if worst.excess > CLAIM_MARGIN else "neutral",
+            )
+        )
+    swaps = [row for row in report.rows if _quiet_swap(row) and (row.excess or 0) > CLAIM_MARGIN]
+    if swaps:
+        pairs = "; ".join(f"{row.feature} on {row.target}" for row in swaps)
+        found.append(
+            Finding(
+                text=f"The swap test finds nothing where retrained attackers do: {pairs}. Another task's head was "
+                "never trained on these features, so it fails on them whether or not they hold the answer.",
+                mark="neutral",
+            )
+        )
+    claims = [f"{row.feature} on {row.target}" for row in report.rows if row.chance_claim_allowed]
+    text = f"At chance, by every attacker, within {100 * CLAIM_MARGIN:.0f} points: {'; '.join(claims) or 'no pair'}."
+    found.append(Finding(text=text, mark="good" if claims else "neutral"))
+    crashed = [
+        f"{summary.attack} on {row.feature}, for {row.target}"
+        for row in (*report.rows, *report.collusion)
+        for summary in row.attacks
+        if summary.crashed
+    ]
+    if crashed:
+        text = f"{len(crashed)} attacker(s) crashed, which says nothing about privacy: {'; '.join(crashed)}."
+        found.append(Finding(text=text, mark="bad"))
+    return found
+
+
+def _quiet_swap(row: LeakageRow) -> bool:
+    return row.swap is not None and row.swap <= row.baseline + CLAIM_MARGIN
+
+
+def _membership_findings(membership: Mapping[str, Sequence[MembershipResult]]) -> list[Finding]:
+    found = []
+    for task, results in membership.items():
+        whole = [result for result in results if result.crashed is None]
+        if len(whole) < len(results):
+            found.append(Finding(text=f"A membership attack on {task} crashed: nothing follows from it.", mark="bad"))
+        best = max(whole, key=lambda result: result.auc, default=None)
+        if best is not None:
+            chance = f"{100 * FALSE_POSITIVE_RATE:.0f} %"
+            found.append(
+                Finding(
+                    text=f"Membership, {task}: training images are told from others with AUC {best.auc:.3f} "
+                    f"({best.attack}; 0.5 is chance), {percent(best.tpr)} % of them at {chance} false positives.",
+                    mark="bad" if best.auc_low > 0.5 and best.tpr_low > FALSE_POSITIVE_RATE else "neutral",
+                )
+            )
+    return found
+
+
+def _sections(evaluation: Evaluation, figures: Figures) -> Sequence[Section]:
+    found: list[Section] = []
+    subject = evaluation.subject
+    if evaluation.leakage is not None:
+        found.append(
+            Section(
+                title="What each feature tells about what its tenant did not buy",
+                paragraphs=(
+                    "Attackers are trained afresh on each task's feature, for every label that its tenant did not "
+                    "buy, on rows that are in no test. Beside them stands the swap test: another task's head on this "
+                    "feature, which is how the method was first evaluated. It is at chance for features that hide "
+                    "nothing, so it is shown and never relied on.",
+                ),
+                sheets=tuple(sheets(evaluation.leakage, alone=evaluation.alone)),
+                pictures=figures.leakage,
+                command=subject.command_for("leakage"),
+            )
+        )
+    if figures.projection:
+        found.append(
+            Section(
+                title="Where the tasks' features lie",
+                paragraphs=(
+                    "The features of the same images for every task, drawn by t-SNE. Distance between the corners of "
+                    "a triangle has been read as privacy between tasks. It is none: shuffling a feature's channels "
+                    "moves it far away and hides nothing from an attacker who is trained on it.",
+                ),
+                pictures=figures.projection,
+                command=subject.command_for("leakage"),
+            )
+        )
+    if evaluation.reconstruction is not None:
+        found.append(
+            Section(
+                title="Whether the image can be got back",
+                paragraphs=tuple(f"{row.sentence}." for row in evaluation.reconstruction.rows),
+                sheets=(reconstruction_sheet(evaluation.reconstruction),),
+                pictures=figures.reconstruction,
+                command=subject.command_for("reconstruction"),
+            )
+        )
+    if evaluation.membership is not None:
+        found.append(
+            Section(
+                title="Who was in the training set",
+                paragraphs=(
+                    "Differential privacy is about this: it bounds how much better than chance anyone can do, for the "
+                    "weights that it covers. Heads that it does not cover may remember more.",
+                ),
+                sheets=(membership_sheet(evaluation.membership),),
+                command=subject.command_for("membership"),
+            )
+        )
+    if evaluation.hijack is not None:
+        found.append(
+            Section(
+                title="A tenant that sends false gradients",
+                paragraphs=(
+                    "During training a tenant sends gradients, and may send some that make its feature easy to "
+                    "invert. The guard looks whether they follow the tenant's labels. It does not stop a tenant "
+                    "that mixes them with as much of the true gradient.",
+                ),
+                sheets=(hijack_sheet(evaluation.hijack),),
+                command=subject.command_for("hijack"),
+            )
+        )
+    if figures.curves:
+        found.append(
+            Section(
+                title="Beside other encoders",
+                paragraphs=("Each point is an evaluation of its own, of another encoder on the same images.",),
+                pictures=figures.curves,
+                command=subject.command,
+            )
+        )
+    return found
+
+
+def _facts(evaluation: Evaluation) -> Sequence[tuple[str, str]]:
+    subject, encoder = evaluation.subject, evaluation.subject.encoder
+    sizes = ", ".join(f"{n} {subset}" for subset, n in subject.sizes.items())
+    facts = [
+        ("Data", f"{subject.data_name}, {encoder.image_size} x {encoder.image_size} pixels; images: {sizes}"),
+        ("Fingerprint of the data", encoder.data_fingerprint),
+        ("Encoder", f"{encoder.backbone}, split index {encoder.split_index}; published {encoder.created}"),
+        ("Shape of a feature", " x ".join(str(n) for n in encoder.feature_shape)),
+        ("Weights of the encoder, SHA-256", encoder.weights_sha256),
+        *((f"Task {task}", _task_facts(subject, task)) for task in subject.tasks),
+        *_ledger_facts(subject),
+        ("Budget of the attackers", evaluation.budget),
+    ]
+    if evaluation.leakage is not None:
+        budget = evaluation.leakage.budget
+        facts.append(("Attackers learn from", f"{' and '.join(budget.subsets)} rows, at most {budget.max_rows}"))
+        facts.append(("Seeds", f"{budget.seeds} from {evaluation.leakage.seed}"))
+    facts += [("Wall time", ", ".join(f"{part} {s:.0f} s" for part, s in evaluation.seconds.items()))]
+    facts += [("Software", ", ".join(f"{name} {version}" for name, version in subject.versions.items()))]
+    return facts
+
+
+def _task_facts(subject: Subject, task: str) -> str:
+    record = subject.tasks[task]
+    kind = "private, not sold" if record.private else "sold"
+    module = record.module_config.get("kind", "unknown")
+    return f"version {record.version}, {kind}; module {module}; {len(record.spec.classes)} classes"
+
+
+def _ledger_facts(subject: Subject) -> list[tuple[str, str]]:
+    account = subject.account
+    if account is None or account.delta is None:
+        return [("Privacy ledger", "no private training of these images is recorded")]
+    spent = rounded_up(account.committed(account.delta))
+    limit = "no limit" if account.limit is None else f"limit {account.limit[0]:g}"
+    trainings = len(account.entries)
+    return [("Privacy ledger", f"epsilon {spent} at delta {account.delta:g} in {trainings} training(s); {limit}")]

@@ -1,0 +1,50 @@
+"""What all figures share: a canvas without a display, colours for every colour vision, and two file formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS: Sequence[str] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's, which differ in hue and in lightness; black and grey are for baselines."""
+MARKERS: Sequence[str] = ("o", "s", "^", "D", "v", "P")
+BASELINE = "0.45"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """In inches, on a canvas of its own: `pyplot` keeps figures, and what works with it in one thread only."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
+    """Write ``path`` as PNG and a scalable copy beside it as SVG; missing folders are made. Returns both paths."""
+    png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png)
+    figure.savefig(svg)
+    return png, svg
+
+
+def plain_axes(ax: Axes) -> None:
+    """No frame but the two lines that carry numbers, and a light grid across."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="0.9")
+    ax.set_axisbelow(True)
+
+
+def legend_below(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels; it may take several lines."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        columns = min(len(labels), 4)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
