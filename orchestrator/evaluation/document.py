@@ -37,7 +37,7 @@ def page_of(evaluation: Evaluation, figures: Figures) -> Page:
     return Page(
         title=f"What the features of {subject.data_name} give away",
         subtitle=f"Encoder {encoder.version} of the catalog {subject.catalog}, {len(subject.sold)} task(s) sold: "
-        f"{', '.join(subject.sold) or 'none'}. Evaluated {subject.created}.",
+        f"{', '.join(subject.sold) or 'none'}. Evaluated {subject.created[:10]}.",
         statements=_statements(subject),
         findings=tuple(_findings(evaluation)),
         sections=tuple(_sections(evaluation, figures)),
@@ -96,14 +96,14 @@ def _findings(evaluation: Evaluation) -> Sequence[Finding]:
         found += _membership_findings(evaluation.membership)
     for report in evaluation.hijack or ():
         for run in report.runs:
-            known = f"{run.private.psnr:.1f} dB, mean image {report.mean_image.psnr:.1f} dB"
+            known = f"{run.private.psnr:.1f} dB, mean image {report.mean_image.psnr:.1f} dB; encoder {report.encoder}"
             if run.guard and run.stopped:
                 text = f"The guard stopped a tenant that sends false gradients at step {run.steps} ({known})."
-                found.append(Finding(text=f"{text} Encoder {report.encoder}.", mark="good"))
+                found.append(Finding(text=text, mark="good"))
             else:
                 guard = "Past the guard" if run.guard else "Without the guard"
-                text = f"{guard}, a tenant that sends false gradients reads training images at {known}."
-                found.append(Finding(text=f"{text} Encoder {report.encoder}.", mark="bad" if run.guard else "neutral"))
+                text = f"{guard}, a tenant that sends false gradients comes this close to training images: {known}."
+                found.append(Finding(text=text, mark="bad" if run.guard else "neutral"))
     if evaluation.budget == "quick":
         found.append(Finding(text=_QUICK, mark="neutral"))
     return found

@@ -1,4 +1,4 @@
-"""The README's commands are those of the program."""
+"""The commands of the README and of the results are those of the program."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ CLASSES = {
 }
 
 
-def commands() -> list[str]:
+def commands(document: str = "README.md") -> list[str]:
     """Every line of every shell block, continuation lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.S)
     text = "\n".join(blocks).replace("\\\n", " ")
     return [line.split("  #")[0].strip() for line in text.splitlines() if line.strip()]
 
 
-def pipeline_commands() -> list[str]:
-    return [found for line in commands() if (found := "".join(re.findall(r"python (pipelines/.*)$", line)))]
+def pipeline_commands(document: str = "README.md") -> list[str]:
+    return [found for line in commands(document) if (found := "".join(re.findall(r"python (pipelines/.*)$", line)))]
 
 
 def test_the_readme_has_commands():
@@ -40,8 +40,8 @@ def test_the_readme_has_commands():
     assert "make demo" in commands()
 
 
-@pytest.mark.parametrize("command", pipeline_commands())
-def test_every_flag_in_the_readme_exists(command):
+@pytest.mark.parametrize("command", [*pipeline_commands(), *pipeline_commands("docs/results.md")])
+def test_every_flag_in_the_documents_exists(command):
     script, *flags = shlex.split(command)
     name = Path(script).stem
     assert (ROOT / script).exists()

@@ -65,7 +65,7 @@ def test_membership_is_bad_only_where_its_intervals_leave_chance_out(numbers, ma
 def test_the_guard_is_praised_for_the_session_that_it_stopped_alone():
     assert found(evaluation(), "The guard stopped")[1] == "good"
     text, mark = found(evaluation(), "Without the guard")
-    assert "19.3 dB, mean image 13.6 dB" in text and mark == "neutral"
+    assert "19.3 dB, mean image 13.6 dB; encoder live" in text and mark == "neutral"
 
 
 def test_a_quick_look_says_that_it_claims_nothing():
