@@ -21,9 +21,11 @@ from orchestrator.inputs import CachedInputs, ImageInputs, Rows
 from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.network import FeatureNetwork, NetworkConfig, freeze, pick_device
 from orchestrator.optimisation import OptimiserConfig
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.dissimilarity import Dissimilarity, DissimilarityConfig
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.producer import InputSource, Producer, build_offers
+from orchestrator.release import NoisePlan, SessionRelease
 from orchestrator.sampling import derive_seed
 from orchestrator.updates import batch_sampler, build_update
 from tasks.datasets.table import ImageTable, Normalisation
@@ -126,8 +128,20 @@ class SessionPlan:
     device: str = "auto"
     threads: int | None = None
     """PyTorch threads of the producer; None leaves the process as it is."""
+    noise: NoisePlan | None = None
+    """Of bounded features, which must have it; None for others."""
 
     def __post_init__(self) -> None:
+        if (self.channel is None) != (self.noise is None):
+            raise ConfigError("bounded features need noise, and no others have any: give network and noise together")
+        if self.channel is not None and self.dp is not None:
+            raise ConfigError("bounded features are not trained under DP: leave out one of the two")
+        dense = [task for task, spec in self.data.specs.items() if spec.head != "classifier"]
+        if self.channel is not None and dense:
+            raise ConfigError(
+                f"bounded features are for classification so far, and {', '.join(dense)} is none: train it without "
+                "--task-privacy bounded"
+            )
         if self.frozen and self.encoder is None:
             raise ConfigError("a frozen encoder needs weights")
         if self.dp is not None and self.dissimilarity.omega > 0:
@@ -138,8 +152,18 @@ class SessionPlan:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every feature."""
-        return self.network.shape(self.data.image_size)
+        """(C, H, W) of every feature that this session hands out."""
+        return self.network.task_shape(self.data.image_size)
+
+    @property
+    def channel(self) -> ChannelConfig | None:
+        """Of every feature of this session; None: they are not bounded."""
+        return self.network.module_config(self.data.image_size).channel
+
+    @property
+    def kept_apart_from(self) -> Mapping[str, tuple[ModuleConfig, Weights]]:
+        """The fixed modules whose features have the shape of this session's, so that a similarity is defined."""
+        return comparable(self.fixed_modules, self.network, self.data.image_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -155,7 +179,7 @@ class SessionPlan:
     def consumer_config(self, task: str) -> ConsumerConfig:
         """What a hosted tenant trains with."""
         return ConsumerConfig(
-            head=self.network.head,
+            head=self.network.tenant_head,
             optimiser=self.config.optimiser,
             total_steps=self.total_steps,
             seed=derive_seed(self.seed, "consumer", task),
@@ -200,7 +224,7 @@ def build_producer(plan: SessionPlan) -> Producer:
         ),
         source=source,
         network=network,
-        fixed_network=fixed_network(plan.fixed_modules, live, device),
+        fixed_network=fixed_network(plan.kept_apart_from, live, device),
         update=build_update(network, plan.config.optimiser, plan=plan.dp, accountant=accountant, sampler=sampler),
         sampler=sampler,
         total_steps=plan.total_steps,
@@ -210,7 +234,14 @@ def build_producer(plan: SessionPlan) -> Producer:
         accountant=accountant,
         delta=plan.dp.delta if plan.dp else 0.0,
         guard=GradientGuard(GuardConfig()) if plan.config.guard else None,
+        release=_release(plan),
     )
+
+
+def _release(plan: SessionPlan) -> SessionRelease | None:
+    if plan.channel is None or plan.noise is None:
+        return None
+    return SessionRelease(plan.noise, plan.channel, images=plan.data.images, rows=plan.data.rows)
 
 
 def cache_key(encoder: nn.Module, *, fingerprint: str, image_size: int) -> str:
@@ -234,6 +265,14 @@ def cached_inputs(
 
     mirrored = features(mirrored=True) if data.flip else None
     return CachedInputs(features(mirrored=False), mirrored, data.rows, seed=seed, device=device)
+
+
+def comparable(
+    fixed: Mapping[str, tuple[ModuleConfig, Weights]], network: NetworkConfig, image_size: int
+) -> dict[str, tuple[ModuleConfig, Weights]]:
+    """Those whose features have the shape of the network's: a vector and a map have no similarity."""
+    u, shape = network.shape(image_size), network.task_shape(image_size)
+    return {task: module for task, module in fixed.items() if module[0].feature_shape(u) == shape}
 
 
 def fixed_network(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from orchestrator.models.heads import HeadConfig, build_head
 from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.models.split import build_encoder, feature_shape
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.sampling import derive_seed
 
 
@@ -27,11 +28,21 @@ class NetworkConfig:
     module: str = "cross_sec"
     """The metamorphosis module g_i: cross_sec (the paper's), sec, conv1x1 or identity."""
     head: str = "backbone"
-    """The tenant's head M_i: backbone (the rest of the backbone, the paper's) or linear."""
+    """The tenant's head M_i: backbone (the rest of the backbone, the paper's), linear or mlp. With bounded features mlp
+    takes the place of backbone."""
 
     def shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, H, W) of the encoder's output, and of every task's feature."""
+        """(C, H, W) of u, the encoder's output."""
         return feature_shape(self.backbone, self.split_index, image_size)
+
+    def task_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(C, H, W) of z, every task's feature."""
+        return self.module_config(image_size).feature_shape(self.shape(image_size))
+
+    @property
+    def tenant_head(self) -> str:
+        """The kind of head that tenants train: `head`, unless the feature does not go into it."""
+        return self.head
 
     def module_config(self, image_size: int) -> ModuleConfig:
         """What builds one task's metamorphosis module."""
@@ -40,11 +51,11 @@ class NetworkConfig:
     def head_config(self, image_size: int, n_outputs: int, *, kind: str | None = None) -> HeadConfig:
         """What builds one task's head."""
         return HeadConfig(
-            kind=kind or self.head,
+            kind=kind or self.tenant_head,
             backbone=self.backbone,
             split_index=self.split_index,
             n_outputs=n_outputs,
-            feature_shape=self.shape(image_size),
+            feature_shape=self.task_shape(image_size),
         )
 
     def build_encoder(self, *, seed: int) -> nn.Sequential:
@@ -66,11 +77,39 @@ class NetworkConfig:
         }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundedNetworkConfig(NetworkConfig):
+    """The networks of tasks whose features are bounded: short vectors, which the rest of the backbone cannot take."""
+
+    channel: ChannelConfig
+    """Of every task; see `orchestrator.privacy.bounded.channel`."""
+
+    @classmethod
+    def of(cls, network: NetworkConfig, channel: ChannelConfig) -> BoundedNetworkConfig:
+        """The same backbone and modules, with bounded features."""
+        return cls(
+            backbone=network.backbone,
+            split_index=network.split_index,
+            module=network.module,
+            head=network.head,
+            channel=channel,
+        )
+
+    @property
+    def tenant_head(self) -> str:
+        """mlp in place of the rest of the backbone."""
+        return "mlp" if self.head == "backbone" else self.head
+
+    def module_config(self, image_size: int) -> ModuleConfig:
+        """What builds one task's metamorphosis module."""
+        return ModuleConfig(kind=self.module, channels=self.shape(image_size)[0], channel=self.channel)
+
+
 class Networks(Protocol):
     """Builds the networks of a training. `NetworkConfig` is the one that users choose from."""
 
     def shape(self, image_size: int) -> tuple[int, ...]:
-        """Of one example's feature."""
+        """Of the encoder's output for one example."""
         ...
 
     def build_encoder(self, *, seed: int) -> nn.Module:

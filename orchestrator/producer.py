@@ -1,6 +1,7 @@
 """The producer: it owns the images and hands out features.
 
-Axes: B examples, C channels, H and W of a feature map. u = E(x) is the encoder's output, z_i = g_i(u) task i's feature.
+Axes: B examples, C channels, H and W of a feature map. u = E(x) is the encoder's output, z_i = g_i(u) task i's feature;
+where features are bounded g_i(u) is s_i, and z_i is what `orchestrator.release` makes of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from orchestrator.ports import StepReport
 from orchestrator.privacy.accounting import Accountant
 from orchestrator.privacy.dissimilarity import Dissimilarity, dissimilarity_pull
 from orchestrator.privacy.escrow import seal_labels
+from orchestrator.release import SessionRelease
 from orchestrator.sampling import BatchSampler
 from orchestrator.wire import FeatureBatch, FeatureContract, FeatureGradient, PublicKey, SealedLabels, TaskOffer
 
@@ -67,7 +69,9 @@ class Producer:
         accountant: Accountant | None = None,
         delta: float = 0.0,
         guard: GradientGuard | None = None,
+        release: SessionRelease | None = None,
     ) -> None:
+        """``release`` makes bounded features of what the modules give; None hands out maps as they are."""
         self._offers = dict(offers)
         self._source, self._sampler = source, sampler
         self._update, self._network, self._fixed = update, network, fixed_network
@@ -75,7 +79,7 @@ class Producer:
         self._dissimilarity = dissimilarity
         self._labels = labels
         self._accountant, self._delta = accountant, delta
-        self._guard = guard
+        self._guard, self._release = guard, release
         self._last: StepReport | None = None
         self._pending: _Forward | None = None
 
@@ -140,7 +144,7 @@ class Producer:
             with torch.no_grad():
                 outputs = self._evaluate(self._source.subset(subset, start, min(n, start + batch_size)))
             for task, chunks in parts.items():
-                chunks.append(_to_numpy(outputs[task]))
+                chunks.append(_to_numpy(self._shown(task, outputs[task], subset=subset, start=start)))
         ids = np.arange(n, dtype=np.int64)
         return {
             task: FeatureBatch(
@@ -224,7 +228,16 @@ class Producer:
         outputs: Mapping[str, Tensor] = self._network(x)
         return outputs
 
+    def _shown(self, task: str, z: Tensor, *, subset: str, start: int) -> Tensor:
+        """What a tenant gets of these rows of a subset."""
+        if self._release is None:
+            return z
+        done = 0 if self._last is None else self._last.step + 1
+        return self._release.evaluation(z, task=task, steps_done=done, subset=subset, start=start)
+
     def _batch(self, task: str, forward: _Forward, z: Tensor) -> FeatureBatch:
+        if self._release is not None:
+            z = self._release.training(z, task=task, step=forward.step)
         try:
             return FeatureBatch(
                 contract=self._offers[task].contract,
@@ -307,7 +320,7 @@ def _to_numpy(z: Tensor) -> NDArray[np.float32]:
 def build_offers(
     *, specs: Mapping[str, Any], shape: tuple[int, ...], backbone: str, split_index: int, n_train: int
 ) -> dict[str, TaskOffer]:
-    """One offer per task; every task's feature has the encoder's own shape (SPEC C.4)."""
+    """One offer per task; every task of a session has a feature of the same shape."""
     if not specs:
         raise ConfigError("no task to train: name at least one with --tasks")
     return {

@@ -16,9 +16,11 @@ import tyro
 from orchestrator.assembly import SessionConfig
 from orchestrator.encoder_training import EncoderTrainingConfig
 from orchestrator.errors import ConfigError, UnknownNameError
-from orchestrator.network import NetworkConfig
-from orchestrator.privacy.dissimilarity import DissimilarityConfig
+from orchestrator.network import BoundedNetworkConfig, NetworkConfig
+from orchestrator.privacy.bounded.channel import ChannelConfig
+from orchestrator.privacy.dissimilarity import DissimilarityConfig, ModeName
 from orchestrator.privacy.dp import DpBudget, DpConfig, DpMode
+from orchestrator.privacy.similarity import MeasureName, RangeName
 from tasks.datasets import DatasetOptions
 from tasks.datasets.splits import SplitFractions
 
@@ -120,6 +122,81 @@ class RuntimeSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPrivacySettings:
+    """What keeps a tenant from reading more in its feature than it bought."""
+
+    task_privacy: Literal["dissimilarity", "bounded"] = "dissimilarity"
+    """dissimilarity: features of different tasks are pushed apart, as in the paper, which guarantees nothing; bounded:
+    each feature is a short vector under noise, which carries at most so many bits of its image, whoever asks."""
+    feature_bits: float | None = None
+    """With bounded: at most so many bits an image. More serve a task better, up to a point: two classes take 1 bit, 26
+    take 4.7, and what is left over is there for others to read."""
+    feature_dimensions: int | None = None
+    """With bounded, in place of the bits: numbers in the vector, whose mean square is 1."""
+    feature_noise: float | None = None
+    """With bounded, in place of the bits: standard deviation of the noise on each of them."""
+    omega: float | None = None
+    """Weight of the dissimilarity term; 0 leaves it out. Default: 0.001 (the paper's, in which every pair counts
+    twice), and 0 with bounded."""
+    similarity: MeasureName = "ssim"
+    """What is made small: ssim (CelebA, NYUv2 and Cityscapes in the paper) or ms_ssim (StateFarm). Maps below 3x3 have
+    no structure; there it is the cosine of the channels."""
+    similarity_mode: ModeName = "square"
+    """square and abs pull the similarity to 0 (the paper's equation 4), raw pushes it on towards -1 (its equation 6 as
+    printed), relu stops at 0."""
+    similarity_range: RangeName = "pair"
+    """What SSIM takes for the range of values. pair: of both features, per image; 255: a library's default, under which
+    independent features already have SSIM 0.985."""
+
+    def __post_init__(self) -> None:
+        bits = self.feature_bits is not None
+        parts = (self.feature_dimensions is not None, self.feature_noise is not None)
+        if self.task_privacy != "bounded" and (bits or any(parts)):
+            raise ConfigError(
+                "--feature-bits, --feature-dimensions and --feature-noise are of bounded features: "
+                "give --task-privacy bounded, or leave them out"
+            )
+        if self.task_privacy == "bounded":
+            if bits and any(parts):
+                raise ConfigError(
+                    "--feature-bits chooses dimensions and noise itself: leave it out, or --feature-dimensions and "
+                    "--feature-noise"
+                )
+            if not bits and not all(parts):
+                raise ConfigError(
+                    "--task-privacy bounded needs to know how much a feature may tell: give --feature-bits, for "
+                    "instance 4, or both --feature-dimensions and --feature-noise"
+                )
+        _ = self.channel, self.dissimilarity  # what they refuse is refused before anything is read
+
+    @property
+    def channel(self) -> ChannelConfig | None:
+        """Of every task of the command; None: features are not bounded."""
+        if self.feature_bits is not None:
+            return ChannelConfig.for_bits(self.feature_bits)
+        if self.feature_dimensions is not None and self.feature_noise is not None:
+            return ChannelConfig(dimensions=self.feature_dimensions, noise=self.feature_noise)
+        return None
+
+    @property
+    def dissimilarity(self) -> DissimilarityConfig:
+        """The term that training adds, on top of the bound if there is one."""
+        omega = self.omega
+        if omega is None:
+            omega = DissimilarityConfig().omega if self.task_privacy == "dissimilarity" else 0.0
+        return DissimilarityConfig(
+            omega=omega,
+            similarity=self.similarity,
+            similarity_mode=self.similarity_mode,
+            similarity_range=self.similarity_range,
+        )
+
+    def network(self, network: NetworkConfig) -> NetworkConfig:
+        """The networks of the command's tasks."""
+        return network if self.channel is None else BoundedNetworkConfig.of(network, self.channel)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings:
     """Train a private encoder (phase 1) and the tasks behind it (phase 2), and publish both.
 
@@ -140,7 +217,7 @@ class TrainSettings:
     """Which published encoder to use with --phase tasks."""
     network: Annotated[NetworkConfig, _INLINE] = NetworkConfig()
     dp: Annotated[DpConfig, _INLINE] = DpConfig()
-    task_privacy: Annotated[DissimilarityConfig, _INLINE] = DissimilarityConfig()
+    task_privacy: Annotated[TaskPrivacySettings, _INLINE] = TaskPrivacySettings()
     encoder: EncoderTrainingConfig = EncoderTrainingConfig()
     training: Annotated[SessionConfig, _INLINE] = SessionConfig()
     seed: int = 0
@@ -177,8 +254,15 @@ class TrainSettings:
             raise ConfigError(f"--dp-mode {self.dp.dp_mode} trains with differential privacy: give --epsilon")
         if self.algorithm == "input" and self.dp.epsilon is None:
             raise ConfigError("--algorithm input obfuscates with differential privacy: give --epsilon")
-        if self.algorithm == "input" and self.task_privacy.omega > 0:
+        if self.algorithm == "input" and self.task_privacy.channel is not None:
+            raise ConfigError("--algorithm input has no privacy between tasks: choose --algorithm both or task")
+        if self.algorithm == "input" and self.task_privacy.dissimilarity.omega > 0:
             raise ConfigError("--algorithm input has no dissimilarity term: give --omega 0, or choose --algorithm both")
+        if self.dp.dp_mode == "surrogate_dp_modules" and self.task_privacy.channel is not None:
+            raise ConfigError(
+                "modules of bounded features cannot be trained under DP yet: choose another --dp-mode, for instance "
+                "surrogate_then_freeze, or leave --task-privacy out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,19 +279,33 @@ class AddTaskSettings:
     encoder_version: str = "latest"
     """Which published encoder."""
     head: str | None = None
-    """The tenant's head: backbone or linear. Default: as the tasks of that encoder."""
+    """The tenant's head: backbone, linear or mlp. Default: as the tasks of that encoder, and mlp in place of backbone
+    with bounded features."""
     module: str | None = None
     """The metamorphosis module. Default: as the tasks of that encoder."""
     dp: Annotated[DpBudget, _INLINE] = DpBudget()
     """With an epsilon the module is trained under DP, with a stand-in head that is thrown away, at that cost beside
     what the encoder cost. Without one, only the encoder is covered."""
-    task_privacy: Annotated[DissimilarityConfig, _INLINE] = DissimilarityConfig()
+    task_privacy: Annotated[TaskPrivacySettings, _INLINE] = TaskPrivacySettings()
     training: Annotated[SessionConfig, _INLINE] = SessionConfig()
     seed: int = 0
     """Of initial weights, batches and mirroring."""
     resume: bool = False
     """Go on with the newest interrupted run of the same settings, from its newest whole checkpoint."""
     runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
+
+    def __post_init__(self) -> None:
+        if self.task_privacy.channel is None:
+            return
+        if self.dp.epsilon is not None:
+            raise ConfigError(
+                "the module of a bounded feature cannot be trained under DP yet: leave --epsilon out, or --task-privacy"
+            )
+        if self.head == "backbone":
+            raise ConfigError(
+                "the rest of the backbone takes no bounded feature, which is a short vector: choose --head mlp or "
+                "linear, or leave --head out"
+            )
 
 
 EVALUATION_PARTS = ("leakage", "reconstruction", "membership", "hijack")

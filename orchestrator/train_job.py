@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from orchestrator.assembly import TrainingData, cached_inputs, fixed_network
+from orchestrator.assembly import TrainingData, cached_inputs, comparable, fixed_network
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.encoder_training import (
     EncoderEpoch,
@@ -139,7 +139,7 @@ class ModuleJob(EncoderJob):
         return ModuleTraining(
             inputs=cached_inputs(self.data, freeze(encoder).to(on), on, cache_root=self.cache_root, seed=seed),
             dissimilarity=self.dissimilarity,
-            fixed=fixed_network(self.fixed_modules, None, on),
+            fixed=fixed_network(comparable(self.fixed_modules, self.network, self.data.image_size), None, on),
             **common,
         )
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import TINY_NETWORK, tiny_training_data
+from tiny import BOUNDED_NETWORK, TINY_NETWORK, tiny_training_data
 
 from orchestrator.assembly import SessionConfig, SessionPlan
+from orchestrator.privacy.bounded.keyed_noise import NoiseKey
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
+from orchestrator.release import NoisePlan
 
 
 @pytest.fixture
@@ -27,6 +30,25 @@ def tiny_plan(tmp_path: Path) -> SessionPlan:
         cache_root=tmp_path / "features",
         device="cpu",
         threads=1,
+    )
+
+
+@pytest.fixture
+def key_path(tmp_path: Path) -> Path:
+    """The file of a noise key that is the same in every test."""
+    path = tmp_path / "keys" / "tiny.key"
+    NoiseKey(bytes(range(32))).save(path)
+    return path
+
+
+@pytest.fixture
+def bounded_plan(tiny_plan: SessionPlan, key_path: Path) -> SessionPlan:
+    """As `tiny_plan`, with bounded features and no dissimilarity."""
+    return dataclasses.replace(
+        tiny_plan,
+        network=BOUNDED_NETWORK,
+        dissimilarity=DissimilarityConfig(omega=0.0),
+        noise=NoisePlan(key=key_path, run="a"),
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.assembly import TrainingData
-from orchestrator.network import NetworkConfig
+from orchestrator.network import BoundedNetworkConfig, NetworkConfig
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from tasks.datasets.table import Normalisation
 from tasks.spec import TaskSpec
 
@@ -40,3 +41,4 @@ def tiny_training_data(tasks: tuple[str, ...] = ("bright", "left"), *, flip: boo
 
 
 TINY_NETWORK = NetworkConfig(split_index=5, head="linear")
+BOUNDED_NETWORK = BoundedNetworkConfig.of(TINY_NETWORK, ChannelConfig(dimensions=4, noise=0.5))

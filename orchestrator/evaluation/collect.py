@@ -1,7 +1,12 @@
-"""From a catalog to what attackers work on: every published task's features, by subset."""
+"""From a catalog to what attackers work on: every published task's features, by subset.
+
+Bounded features have the noise with which they are released, under the version that was published: the very bytes that
+a tenant gets, however often it asks.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.assembly import cache_key
+from orchestrator.assembly import TrainingData, cache_key
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskRecord
 from orchestrator.consumer import rebuild_head
@@ -19,7 +24,10 @@ from orchestrator.evaluation.jobs import check_classification
 from orchestrator.evaluation.leakage import TaskFeatures
 from orchestrator.feature_cache import FeatureCache
 from orchestrator.models.modules import ModuleConfig, build_module
-from orchestrator.network import NetworkConfig, freeze
+from orchestrator.network import BoundedNetworkConfig, NetworkConfig, freeze
+from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey, keyed_normal
+from orchestrator.release import published_version, released
+from orchestrator.runs.noise import noise_key_path
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data
 from orchestrator.runs.publishing import network_of, settings_of
@@ -43,6 +51,13 @@ class Published:
     """Subset to rows of the table, in the order of features and labels."""
     u: NDArray[np.float16] = field(repr=False)
     """(N, C, H, W) of all rows of the table: what no tenant receives."""
+    vectors: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict, repr=False)
+    """s of bounded tasks before the noise, by subset, as (N, D): what no tenant receives either."""
+
+    def network_of(self, task: str) -> NetworkConfig:
+        """The networks of that task's kind."""
+        channel = self.features[task].channel
+        return self.network if channel is None else BoundedNetworkConfig.of(self.network, channel)
 
     def images(self, subsets: Sequence[str]) -> dict[str, ImageArray]:
         """The images of those subsets, in the order of features and labels."""
@@ -82,10 +97,15 @@ def collect(
     u = FeatureCache(storage / "features").encoder_features(
         net, opened.table.images, key=key, normalisation=opened.table.normalisation, mirrored=False
     )
-    features = {
-        task: _features_of(catalog, encoder, task, u, training.rows, private=record.private)
-        for task, record in records.items()
-    }
+    features: dict[str, TaskFeatures] = {}
+    vectors: dict[str, Mapping[str, FloatArray]] = {}
+    for task, record in records.items():
+        given = _features_of(catalog, encoder, task, u, training.rows, private=record.private)
+        if given.channel is not None:
+            secret = NoiseKey.load(noise_key_path(storage, catalog.name))
+            vectors[task] = {subset: s.reshape(len(s), -1) for subset, s in given.features.items()}
+            given = _released(given, secret, version=published_version(encoder, record), images=training)
+        features[task] = given
     return Published(
         encoder=encoder,
         opened=opened,
@@ -96,7 +116,20 @@ def collect(
         records=records,
         rows=training.rows,
         u=u,
+        vectors=vectors,
     )
+
+
+def _released(given: TaskFeatures, key: NoiseKey, *, version: str, images: TrainingData) -> TaskFeatures:
+    """A bounded task's features as its tenant gets them."""
+    channel, task = given.channel, given.spec.name
+    assert channel is not None
+    found = {}
+    for subset, s in given.features.items():
+        digests = ImageDigests.of(images.images[images.rows[subset]])
+        noise = keyed_normal(key, task=task, version=version, channel=channel, images=digests)
+        found[subset] = released(torch.from_numpy(s), noise, channel.noise).numpy()
+    return dataclasses.replace(given, features=found)
 
 
 def _attacked(encoder: EncoderRecord, records: Mapping[str, TaskRecord], targets: Sequence[str]) -> list[str]:
@@ -115,7 +148,8 @@ def _features_of(
     private: bool,
 ) -> TaskFeatures:
     record, state, head_state = catalog.load_task(encoder.version, task)
-    module = build_module(ModuleConfig.from_json(dict(record.module_config)), seed=0)
+    config = ModuleConfig.from_json(dict(record.module_config))
+    module = build_module(config, seed=0)
     module.load_state_dict(dict(state))
     freeze(module)
     head = None
@@ -135,4 +169,5 @@ def _features_of(
         private=private,
         features={name: through(subset) for name, subset in rows.items()},
         head=head,
+        channel=config.channel,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from orchestrator.evaluation.bounded import BoundedFeature, bounded_sheet
 from orchestrator.evaluation.evaluation import Evaluation
 from orchestrator.evaluation.membership import FALSE_POSITIVE_RATE, MembershipResult
 from orchestrator.evaluation.other_tables import hijack_sheet, membership_sheet, reconstruction_sheet
@@ -12,12 +14,17 @@ from orchestrator.evaluation.report import CLAIM_MARGIN, LeakageReport, LeakageR
 from orchestrator.evaluation.subject import Subject
 from orchestrator.evaluation.tables import sheets
 from orchestrator.privacy.accounting import rounded_up
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.report.page import Finding, Page, Picture, Section, Statement
 from orchestrator.report.sheet import Sheet, percent
 
 _QUICK = (
     "This was a quick look: few kinds of attackers, trained once. A stronger attacker may read more, so nothing here "
     "may be called private; --budget full is what a claim takes."
+)
+_WHITE_BOX = (
+    "Attackers who know the weights imitate a bounded feature without its noise, and compare that with the feature as "
+    "it was released, noise included. It is the best guess that they have of it."
 )
 
 
@@ -51,6 +58,8 @@ def tables_of(evaluation: Evaluation) -> list[Sheet]:
     found: list[Sheet] = []
     if evaluation.leakage is not None:
         found += sheets(evaluation.leakage, alone=evaluation.alone)
+    if evaluation.bounded:
+        found.append(bounded_sheet(evaluation.bounded))
     if evaluation.reconstruction is not None:
         found.append(reconstruction_sheet(evaluation.reconstruction))
     if evaluation.membership is not None:
@@ -76,15 +85,20 @@ def _statements(subject: Subject) -> tuple[Statement, ...]:
         Statement(
             subject=f"Task {tasks[0]}" if len(tasks) == 1 else f"Tasks {', '.join(tasks)}",
             text=text,
-            strength="guaranteed" if subject.tasks[tasks[0]].guarantee["epsilon"] is not None else "none",
+            strength="guaranteed" if _is_guaranteed(subject.tasks[tasks[0]].guarantee) else "none",
         )
         for text, tasks in by_text.items()
     ]
     return (encoder, *others)
 
 
+def _is_guaranteed(guarantee: Mapping[str, Any]) -> bool:
+    """Whether it promises anything: of weights, or of features."""
+    return guarantee["epsilon"] is not None or guarantee.get("channel") is not None
+
+
 def _findings(evaluation: Evaluation) -> Sequence[Finding]:
-    found: list[Finding] = []
+    found: list[Finding] = [_bounded_finding(feature, evaluation.leakage) for feature in evaluation.bounded]
     if evaluation.leakage is not None:
         found += _leakage_findings(evaluation.leakage)
     if evaluation.reconstruction is not None:
@@ -107,6 +121,30 @@ def _findings(evaluation: Evaluation) -> Sequence[Finding]:
     if evaluation.budget == "quick":
         found.append(Finding(text=_QUICK, mark="neutral"))
     return found
+
+
+def _bounded_finding(feature: BoundedFeature, leakage: LeakageReport | None) -> Finding:
+    """What the bits of one feature allow, beside what attackers managed."""
+    text = (
+        f"The feature of {feature.task} carries at most {rounded_up(feature.channel.bits_per_image)} bits of its "
+        f"image, whatever the attacker; of images like the test rows at most {rounded_up(feature.bits)} (95 % bound)."
+    )
+    rows = [row for row in leakage.rows if row.feature == feature.task] if leakage is not None else []
+    rows = [row for row in rows if row.bound is not None]
+    broken = [row.target for row in rows if row.breaks_bound]
+    if broken:
+        text += (
+            f" An attacker reads {', '.join(broken)} more often than these bits allow, which cannot be: the noise, or "
+            "the split of the data, is not what it should be."
+        )
+    elif rows:
+        allowed = [
+            f"{row.target} {percent(row.bound.accuracy)} % (measured {percent(row.leak)} %)"
+            for row in rows
+            if row.bound
+        ]
+        text += f" So no attacker is right more often than: {'; '.join(allowed)}."
+    return Finding(text=text, mark="bad" if broken else "good")
 
 
 def _leakage_findings(report: LeakageReport) -> list[Finding]:
@@ -187,6 +225,19 @@ def _sections(evaluation: Evaluation, figures: Figures) -> Sequence[Section]:
                 command=subject.command_for("leakage"),
             )
         )
+    if evaluation.bounded:
+        found.append(
+            Section(
+                title="What bounds the features",
+                paragraphs=(
+                    "A bounded feature is a short vector of known power under Gaussian noise. What such a channel "
+                    "carries is known exactly, and with it how often any attacker can be right, the ones that nobody "
+                    "has thought of included. The bound is loose: it would let all bits go to one question.",
+                ),
+                sheets=(bounded_sheet(evaluation.bounded),),
+                command=subject.command_for("leakage"),
+            )
+        )
     if figures.projection:
         found.append(
             Section(
@@ -204,7 +255,10 @@ def _sections(evaluation: Evaluation, figures: Figures) -> Sequence[Section]:
         found.append(
             Section(
                 title="Whether the image can be got back",
-                paragraphs=tuple(f"{row.sentence}." for row in evaluation.reconstruction.rows),
+                paragraphs=(
+                    *(f"{row.sentence}." for row in evaluation.reconstruction.rows),
+                    *((_WHITE_BOX,) if evaluation.bounded else ()),
+                ),
                 sheets=(reconstruction_sheet(evaluation.reconstruction),),
                 pictures=figures.reconstruction,
                 command=subject.command_for("reconstruction"),
@@ -254,7 +308,7 @@ def _facts(evaluation: Evaluation) -> Sequence[tuple[str, str]]:
         ("Data", f"{subject.data_name}, {encoder.image_size} x {encoder.image_size} pixels; images: {sizes}"),
         ("Fingerprint of the data", encoder.data_fingerprint),
         ("Encoder", f"{encoder.backbone}, split index {encoder.split_index}; published {encoder.created}"),
-        ("Shape of a feature", " x ".join(str(n) for n in encoder.feature_shape)),
+        ("Shape of the universal feature", " x ".join(str(n) for n in encoder.feature_shape)),
         ("Weights of the encoder, SHA-256", encoder.weights_sha256),
         *((f"Task {task}", _task_facts(subject, task)) for task in subject.tasks),
         *_ledger_facts(subject),
@@ -273,7 +327,9 @@ def _task_facts(subject: Subject, task: str) -> str:
     record = subject.tasks[task]
     kind = "private, not sold" if record.private else "sold"
     module = record.module_config.get("kind", "unknown")
-    return f"version {record.version}, {kind}; module {module}; {len(record.spec.classes)} classes"
+    channel = record.module_config.get("channel")
+    bits = "" if channel is None else f"; {rounded_up(ChannelConfig.from_json(channel).bits_per_image)} bits at most"
+    return f"version {record.version}, {kind}; module {module}; {len(record.spec.classes)} classes{bits}"
 
 
 def _ledger_facts(subject: Subject) -> list[tuple[str, str]]:

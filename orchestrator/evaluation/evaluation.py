@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.evaluation.attacks.hijack import HijackReport
+from orchestrator.evaluation.bounded import BoundedFeature
 from orchestrator.evaluation.comparison import FORMAT
 from orchestrator.evaluation.membership import MembershipResult
 from orchestrator.evaluation.reconstruction.report import ReconstructionReport
@@ -24,6 +25,8 @@ class Evaluation:
     leakage: LeakageReport | None = None
     alone: Mapping[str, float] = field(default_factory=dict)
     """Test accuracy of each sold task's network trained alone on images without privacy, where it was asked for."""
+    bounded: tuple[BoundedFeature, ...] = ()
+    """Of every sold task whose feature is bounded."""
     reconstruction: ReconstructionReport | None = None
     membership: Mapping[str, tuple[MembershipResult, ...]] | None = None
     """By sold task."""
@@ -39,6 +42,7 @@ class Evaluation:
             "budget": self.budget,
             "leakage": None if self.leakage is None else self.leakage.to_json(),
             "alone": dict(self.alone),
+            "bounded": [feature.to_json() for feature in self.bounded],
             "reconstruction": None if self.reconstruction is None else self.reconstruction.to_json(),
             "membership": None
             if self.membership is None

@@ -5,7 +5,8 @@ Plain arrays in, a `LeakageReport` out. The trainings themselves are independent
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,9 @@ from orchestrator.evaluation.jobs import (
     jobs_of,
     run_jobs,
 )
-from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow, coalition_name
+from orchestrator.evaluation.report import AttackSummary, Bound, LeakageReport, LeakageRow, coalition_name
+from orchestrator.privacy.bounded.bounds import accuracy_bound
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from tasks.spec import TaskSpec
 
 
@@ -41,6 +44,8 @@ class TaskFeatures:
     """Subset to (N, C, H, W) or (N, D) float32. Needed: test, and the subsets the attackers train on."""
     head: nn.Module | None = field(default=None, repr=False)
     """M_i; None where it cannot be had, such as a remote tenant's."""
+    channel: ChannelConfig | None = None
+    """Through which the feature was released; None where nothing bounds it."""
 
 
 def evaluate_leakage(
@@ -77,7 +82,7 @@ def evaluate_leakage(
     return LeakageReport(
         rows=tuple(row(*pair) for pair in alone),
         collusion=tuple(row(*pair) for pair in together),
-        own={task: _own_accuracy(f, labels) for task, f in features.items()},
+        own={task: own_accuracy(f, labels) for task, f in features.items()},
         private=frozenset(task for task, f in features.items() if f.private),
         targets=tuple(labels),
         budget=budget,
@@ -121,7 +126,18 @@ def _row(
         chance_balanced=1 / len(np.unique(test_j)),
         target_bits=entropy_bits(test_j),
         floor=label_floor((known_i, known_j), (test_i, test_j)),
+        bound=_bound([features[task].channel for task in coalition], test_j),
     )
+
+
+def _bound(channels: Sequence[ChannelConfig | None], test_y: LabelArray) -> Bound | None:
+    """By the capacity of the channels together, whose bits add up; None where a feature is not bounded."""
+    bounded = [channel.bits_per_image for channel in channels if channel is not None]
+    if len(bounded) < len(channels):
+        return None
+    bits = math.fsum(bounded)
+    found = accuracy_bound(bits, label_shares(test_y))
+    return Bound(bits=bits, accuracy=found.accuracy, method=found.method, assumption=found.assumption)
 
 
 def _joint_labels(ground: Ground, coalition: Coalition) -> Mapping[str, LabelArray]:
@@ -147,7 +163,14 @@ def _swap(
     return accuracy(predictions, test_y), renamed
 
 
-def _own_accuracy(task: TaskFeatures, labels: Labels) -> float | None:
+def label_shares(y: LabelArray) -> list[float]:
+    """How frequent each label that occurs is."""
+    counts = np.unique(y, return_counts=True)[1]
+    return list((counts / counts.sum()).tolist())
+
+
+def own_accuracy(task: TaskFeatures, labels: Labels) -> float | None:
+    """Of the task's own head on the test rows; None without a head, or labels."""
     if task.head is None or "test" not in task.features or task.spec.name not in labels:
         return None
     return accuracy(head_logits(task.head, task.features["test"]).argmax(axis=1), labels[task.spec.name]["test"])

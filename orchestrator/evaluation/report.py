@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
@@ -107,6 +107,19 @@ class AttackSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """What no attacker exceeds, whatever it computes: follows from the channel, not from attacks."""
+
+    bits: float
+    """That the feature, or the coalition's features together, carry at most."""
+    accuracy: float
+    """For labels as frequent as those of the test rows."""
+    method: str
+    """Which inequality gave it; see `orchestrator.privacy.bounded.bounds`."""
+    assumption: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LeakageRow:
     """What the feature of one task, or of two together, tells about the label of another."""
 
@@ -127,6 +140,8 @@ class LeakageRow:
     """H(Y) of the test labels: as many bits as there are to read."""
     floor: Floor
     """From the label of the feature's own task alone."""
+    bound: Bound | None = None
+    """Of a bounded feature, or of several."""
 
     def best_by(self, measure: str) -> AttackSummary | None:
         """The attack with the highest mean of one of `MEASURES`; None if there is none."""
@@ -152,6 +167,11 @@ class LeakageRow:
     def leak_interval(self) -> tuple[float, float] | None:
         """Its 95 % interval."""
         return None if self.best is None else self.best.accuracy_interval
+
+    @property
+    def breaks_bound(self) -> bool:
+        """Whether the leak is above the bound beyond what the choice of test rows explains: something is broken."""
+        return self.bound is not None and self.leak_interval is not None and self.leak_interval[0] > self.bound.accuracy
 
     @property
     def baseline(self) -> float:
@@ -212,6 +232,7 @@ class LeakageRow:
             "leak_low": low,
             "leak_high": high,
             "excess": self.excess,
+            "bound": None if self.bound is None else asdict(self.bound),
             **{f"leak_{measure}": self.leak_by(measure) for measure in MEASURES if measure != "accuracy"},
             "excess_balanced": self.excess_balanced,
             "chance_claim_allowed": self.chance_claim_allowed,

@@ -174,10 +174,23 @@ class SameNetworks:
     image_size: int
 
     def __call__(self, seed: int) -> nn.Module:
-        """Encoder, module and head in a row."""
+        """Encoder, module and head in a row, with noise between where the feature is bounded."""
         modules = self.network.build_modules([self.task], self.image_size, seed=seed)
         heads = self.network.build_heads({self.task: self.n_outputs}, self.image_size, seed=seed)
-        return nn.Sequential(self.network.build_encoder(seed=seed), modules[self.task], heads[self.task])
+        channel = self.network.module_config(self.image_size).channel
+        noise = [] if channel is None else [_Noise(channel.noise, seed=seed)]
+        return nn.Sequential(self.network.build_encoder(seed=seed), modules[self.task], *noise, heads[self.task])
+
+
+class _Noise(nn.Module):
+    """The channel of a bounded feature, as an attacker imitates it: noise of its own, in training and afterwards."""
+
+    def __init__(self, tau: float, *, seed: int) -> None:
+        super().__init__()
+        self.tau, self._random = tau, torch.Generator().manual_seed(seed)
+
+    def forward(self, s: torch.Tensor) -> torch.Tensor:
+        return s + self.tau * torch.randn(s.shape, generator=self._random)
 
 
 def membership_of(
@@ -205,7 +218,10 @@ def membership_of(
             extra_labels=labels[splits.attacker],
             normalisation=table.normalisation,
             build=SameNetworks(
-                network=published.network, task=task, n_outputs=given.spec.n_outputs, image_size=table.images.shape[1]
+                network=published.network_of(task),
+                task=task,
+                n_outputs=given.spec.n_outputs,
+                image_size=table.images.shape[1],
             ),
         )
         shadow_logits, shadow_member = train_shadows(candidates, config=shadows, seed=seed, run=run)

@@ -39,6 +39,7 @@ def leakage_markdown(report: LeakageReport, *, alone: Mapping[str, float] | None
 
 def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
     ceiling = ["ceiling"] if report.ceilings else []
+    bound = ["bound"] if any(row.bound for row in report.rows) else []
     own = ["own", "alone"] if alone else ["own"]
     names = [
         "feature",
@@ -52,6 +53,7 @@ def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
         "chance",
         "floor",
         *ceiling,
+        *bound,
         "excess",
     ]
     rows = [
@@ -66,6 +68,7 @@ def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
             percent(row.chance),
             percent(row.floor.accuracy),
             *(percent(_ceiling(report, row.target)) for _ in ceiling),
+            *(percent(None if row.bound is None else row.bound.accuracy) for _ in bound),
             points(row.excess),
         ]
         for row in report.rows
@@ -95,9 +98,10 @@ def _attackers(report: LeakageReport) -> Sheet:
 
 def _collusion(report: LeakageReport) -> Sheet:
     attacks = [attack.name.replace("_", " ") for attack in report.budget.collusion]
+    bound = ["bound"] if any(row.bound for row in report.collusion) else []
     return Sheet(
         title="Two tenants together",
-        names=["coalition", "target", "apart", *attacks, "chance", "floor", "excess"],
+        names=["coalition", "target", "apart", *attacks, "chance", "floor", *bound, "excess"],
         rows=[
             [
                 row.feature,
@@ -106,6 +110,7 @@ def _collusion(report: LeakageReport) -> Sheet:
                 *map(attack_cell, row.attacks),
                 percent(row.chance),
                 percent(row.floor.accuracy),
+                *(percent(None if row.bound is None else row.bound.accuracy) for _ in bound),
                 points(row.excess),
             ]
             for row in report.collusion
@@ -145,12 +150,14 @@ def legend(report: LeakageReport) -> str:
     seeds = "1 seed" if budget.seeds == 1 else f"the mean of {budget.seeds} seeds"
     claims = [f"{row.feature} on {row.target}" for row in report.rows if row.chance_claim_allowed]
     ceiling = "ceiling: with nothing held back. " if report.ceilings else ""
+    bounded = any(row.bound for row in report.rows)
+    bound = "bound: no attacker is right more often, whoever it is; from the bits of the feature. " if bounded else ""
     return (
         "Test accuracy in %. own: the task itself. swap: the feature in the target's own head, which says little about "
         f"leakage; swap perm: with its answers renamed. best: of the attackers trained afresh on {rows}, {seeds}. "
         "bits: the most that one of them read, of all there are. "
-        f"chance: the majority; floor: from the task's own label alone. {ceiling}excess: best less the larger of "
-        f"chance and floor, in points. At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
+        f"chance: the majority; floor: from the task's own label alone. {ceiling}{bound}excess: best less the larger "
+        f"of chance and floor, in points. At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
         f"{'; '.join(claims) or 'no row'}."
     )
 
@@ -202,6 +209,8 @@ def _skipped(rows: Sequence[LeakageRow]) -> str:
 def _excess_mark(row: LeakageRow) -> Mark:
     if row.excess is None:
         return "crashed"
+    if row.breaks_bound:
+        return "bad"
     if row.chance_claim_allowed:
         return "good"
     return "bad" if row.excess > CLAIM_MARGIN else ""

@@ -18,6 +18,8 @@ from tasks.registry import look_up
 
 POOLED_SIDE = 4
 """To which a linear head pools larger maps, so that its weights do not outnumber the examples."""
+HIDDEN = 128
+"""Width of an mlp head."""
 _ANY_IMAGE_SIZE = 64
 
 
@@ -26,7 +28,8 @@ class HeadConfig:
     """What builds a head."""
 
     kind: str
-    """backbone: the rest of the backbone, as in the paper; linear: pooling and one linear layer."""
+    """backbone: the rest of the backbone, as in the paper; linear: pooling and one linear layer; mlp: with a hidden
+    layer between, for short vectors."""
     backbone: str
     """Whose first children are the encoder; see `orchestrator.models.resnet`."""
     split_index: int
@@ -54,7 +57,7 @@ class HeadConfig:
             wanted = "x".join(map(str, expected)) if self.split_index == MAX_SPLIT else f"{expected[0]} channels"
             raise ConfigError(
                 f"the rest of {self.backbone} from split index {self.split_index} takes a feature of {wanted}, "
-                f"got {'x'.join(map(str, got))}; use the linear head for other features"
+                f"got {'x'.join(map(str, got))}; use the linear or the mlp head for other features"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -76,8 +79,7 @@ def _rest_of_backbone(config: HeadConfig, seed: int) -> nn.Module:
 
 
 def _linear(config: HeadConfig, seed: int) -> nn.Module:
-    c, h, w = config.feature_shape
-    h, w = min(h, POOLED_SIDE), min(w, POOLED_SIDE)
+    c, h, w = _pooled(config)
     with seeded(seed):
         return nn.Sequential(
             OrderedDict(
@@ -86,7 +88,30 @@ def _linear(config: HeadConfig, seed: int) -> nn.Module:
         )
 
 
-HEAD_KINDS: Mapping[str, Callable[[HeadConfig, int], nn.Module]] = {"backbone": _rest_of_backbone, "linear": _linear}
+def _mlp(config: HeadConfig, seed: int) -> nn.Module:
+    c, h, w = _pooled(config)
+    with seeded(seed):
+        return nn.Sequential(
+            OrderedDict(
+                avgpool=nn.AdaptiveAvgPool2d((h, w)),
+                flatten=nn.Flatten(),
+                hidden=nn.Linear(c * h * w, HIDDEN),
+                relu=nn.ReLU(),
+                fc=nn.Linear(HIDDEN, config.n_outputs),
+            )
+        )
+
+
+def _pooled(config: HeadConfig) -> tuple[int, int, int]:
+    c, h, w = config.feature_shape
+    return c, min(h, POOLED_SIDE), min(w, POOLED_SIDE)
+
+
+HEAD_KINDS: Mapping[str, Callable[[HeadConfig, int], nn.Module]] = {
+    "backbone": _rest_of_backbone,
+    "linear": _linear,
+    "mlp": _mlp,
+}
 
 
 def build_head(config: HeadConfig, *, seed: int) -> nn.Module:

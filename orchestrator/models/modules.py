@@ -1,7 +1,12 @@
-"""Metamorphosis modules g_i: what turns the encoder's feature u into task i's feature z_i of the same shape."""
+"""Metamorphosis modules g_i: what turns the encoder's feature u into task i's feature z_i.
+
+Without a channel z_i has the shape of u. With one, g_i ends in a short vector s_i of known power, and z_i is that
+vector under noise, which the producer adds (`orchestrator.release`).
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,8 +15,10 @@ from torch import nn
 
 from orchestrator.config import from_mapping
 from orchestrator.errors import ConfigError
+from orchestrator.models.bounded_vector import BoundedVector
 from orchestrator.models.cross_sec import CrossSec
 from orchestrator.models.seeding import seeded
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from tasks.registry import look_up
 
 
@@ -27,6 +34,8 @@ class ModuleConfig:
     """Into how many groups cross_sec and sec cut the channels."""
     expansion: int = 2
     """Width of the hidden layer of a gate, per channel of its split."""
+    channel: ChannelConfig | None = None
+    """Of a bounded feature, which is a (d, 1, 1) map; None: the feature is a map like u, and nothing bounds it."""
 
     def __post_init__(self) -> None:
         look_up(MODULES, "metamorphosis module", self.kind)
@@ -40,10 +49,19 @@ class ModuleConfig:
             )
         if self.kind == "cross_sec" and self.splits == 1:
             raise ConfigError("cross_sec needs at least 2 splits to cross, got 1; use sec for a single one")
+        if self.channel is not None and self.channel.cells != 1:
+            raise ConfigError(
+                f"a bounded feature is one vector an image, got {self.channel.cells} cells: maps of vectors, for dense "
+                "tasks, cannot be trained yet"
+            )
+
+    def feature_shape(self, u_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of this task's feature, from that of u."""
+        return u_shape if self.channel is None else (self.channel.dimensions, 1, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `from_json` reads it back."""
-        return asdict(self)
+        """A JSON-ready dictionary; `from_json` reads it back. Without a channel it says nothing of one."""
+        return {name: value for name, value in asdict(self).items() if name != "channel" or value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModuleConfig:
@@ -76,6 +94,14 @@ MODULES: Mapping[str, Callable[[ModuleConfig], nn.Module]] = {
 
 
 def build_module(config: ModuleConfig, *, seed: int) -> nn.Module:
-    """A freshly initialised g_i: (B, C, H, W) to (B, C, H, W). The process's random state is not touched."""
+    """A freshly initialised g_i: (B, C, H, W) to (B, C, H, W), with a channel to s of (B, d, 1, 1), before any noise.
+
+    The process's random state is not touched.
+    """
     with seeded(seed):
-        return MODULES[config.kind](config)
+        module = MODULES[config.kind](config)
+        if config.channel is None:
+            return module
+        return nn.Sequential(
+            OrderedDict(metamorphosis=module, vector=BoundedVector(config.channels, config.channel.dimensions))
+        )

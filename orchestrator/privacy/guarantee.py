@@ -2,7 +2,8 @@
 
 Only what is true is said. DP-SGD protects training images from whoever gets the weights. It says nothing about an image
 that is shown to the model later, and an encoder whose head was trained beside it without noise has no guarantee at all,
-whatever the accountant prints.
+whatever the accountant prints. A bounded feature is the other way round: it bounds what is told of any image, and says
+nothing of the weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.errors import ConfigError
 from orchestrator.privacy.accounting import rounded_up
+from orchestrator.privacy.bounded.channel import ChannelConfig
 
 if TYPE_CHECKING:
     from orchestrator.privacy.accounting import Accountant
@@ -86,6 +88,10 @@ class Guarantee:
     """Whether the noise came from a fixed seed."""
     task_privacy: str = ""
     """How tasks are kept from one another, e.g. ``ssim, omega 0.001``; empty if nothing was done."""
+    channel: ChannelConfig | None = None
+    """Of the task's feature; None where nothing bounds it, and for an encoder."""
+    epochs: int | None = None
+    """In which a bounded task's tenant was sent the training images, with other noise each time."""
 
     def __post_init__(self) -> None:
         if self.mode not in _PARTS:
@@ -97,11 +103,16 @@ class Guarantee:
             raise ConfigError(f"epsilon {self.epsilon} is claimed for {', '.join(self.covers) or 'nothing'}")
         if (self.epsilon is not None) == (self.mode in (NONE, PAPER)):
             raise ConfigError(f"mode {self.mode!r} does not go with a guaranteed epsilon of {self.epsilon}")
+        if (self.channel is None) != (self.epochs is None):
+            raise ConfigError("a bounded feature comes with the epochs in which it was trained, and no other does")
         if (self.epsilon is not None or self.nominal_epsilon is not None) and self.delta is None:
             raise ConfigError("an epsilon without its delta means nothing")
 
     def short(self) -> str:
         """One line, for tables."""
+        return self._short_of_weights() + ("" if self.channel is None else f"; features of at most {self._bits} bits")
+
+    def _short_of_weights(self) -> str:
         if self.epsilon is not None:
             budget = f"epsilon {rounded_up(self.epsilon)} at delta {self.delta:g}"
             return f"{budget} per {self.unit}, for {_listed(self.covers)}"
@@ -111,16 +122,21 @@ class Guarantee:
 
     def statement(self) -> str:
         """A short paragraph: what is covered, what is not."""
-        return " ".join((*self._claim(), *self._limits(), self._task_privacy()))
+        return " ".join((*self._claim(), *self._limits(), *self._bounded(), self._task_privacy()))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` reads it back."""
         lists = {name: list(getattr(self, name)) for name in ("covers", "excludes")}
-        return {**asdict(self), **lists, "mechanisms": [list(run) for run in self.mechanisms]}
+        found = {**asdict(self), **lists, "mechanisms": [list(run) for run in self.mechanisms]}
+        return {name: value for name, value in found.items() if name not in _LATER or value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Guarantee:
-        """Read what `to_json` wrote. A missing, unknown or ill-typed key is a `ConfigError`."""
+        """Read what `to_json` wrote, now or before features could be bounded.
+
+        A missing, unknown or ill-typed key is a `ConfigError`.
+        """
+        data = {**dict.fromkeys(_LATER), **data}
         known = {f.name for f in fields(cls)}
         if difference := known ^ set(data):
             raise ConfigError(f"a guarantee has unknown or missing keys: {', '.join(sorted(difference))}")
@@ -136,6 +152,7 @@ class Guarantee:
                 "covers": tuple(data["covers"]),
                 "excludes": tuple(data["excludes"]),
                 "mechanisms": _mechanisms(data["mechanisms"]),
+                "channel": None if data["channel"] is None else ChannelConfig.from_json(data["channel"]),
             }
         )
 
@@ -148,7 +165,8 @@ class Guarantee:
                 f"{_number(self.nominal_epsilon)} at delta {_number(self.delta)} is nominal and no guarantee.",
             ]
         if self.epsilon is None:
-            return ["Guarantee: none: trained without differential privacy."]
+            subject = "Guarantee" if self.channel is None else "Guarantee for the weights"
+            return [f"{subject}: none: trained without differential privacy."]
         return [
             f"Guarantee: ({rounded_up(self.epsilon)}, {self.delta:g})-differential privacy for the weights of "
             f"{_listed(self.covers)}. Whether any one of the {self.n_train} training {self.unit}s, with its labels, "
@@ -167,6 +185,10 @@ class Guarantee:
 
     def _limits(self) -> list[str]:
         limits = ["It promises nothing about an image that the model is shown later: its feature may be inverted."]
+        if self.channel is not None:
+            limits = ["It promises nothing about an image that the model is shown later; the bound on features does."]
+        if self.epsilon is None and self.channel is not None:
+            return ["Nothing is promised about what the weights tell of training images."]
         if self.epsilon is None:
             return ["Nothing is promised about training images, nor about an image that the model is shown later."]
         if self.excludes:
@@ -186,12 +208,44 @@ class Guarantee:
             )
         return limits
 
+    @property
+    def _bits(self) -> str:
+        assert self.channel is not None
+        return rounded_up(self.channel.bits_per_image)
+
+    def _bounded(self) -> list[str]:
+        if self.channel is None:
+            return []
+        from orchestrator.privacy.bounded.bounds import local_dp_epsilon
+
+        d, tau = self.channel.dimensions, self.channel.noise
+        epsilon = local_dp_epsilon(self.channel, LOCAL_DELTA)
+        return [
+            f"Each feature of this task carries at most {self._bits} bits about its image, whatever the attacker "
+            f"knows or computes: it is {d} numbers of mean square 1 under Gaussian noise of standard deviation "
+            f"{tau:.4g}, and that is the capacity of such a channel.",
+            "Asking again for the same image gives the same noise, and tells nothing new. Features of several images "
+            "of the same person add up, and so do those of several tasks or versions of one image.",
+            f"In training its tenant was sent each training and validation image {self.epochs} times, once an epoch "
+            "and each time with other noise: for these images the bound is so many times as large, and once more for "
+            "what is published.",
+            f"The same noise is ({rounded_up(epsilon)}, {LOCAL_DELTA:g})-local differential privacy for any two "
+            "images; the bits are the useful bound.",
+            "This holds as long as the producer's noise key is secret, and says nothing of what the weights tell.",
+        ]
+
     def _task_privacy(self) -> str:
+        if not self.task_privacy and self.channel is not None:
+            return "Privacy between tasks: by that bound alone."
         if not self.task_privacy:
             return "Privacy between tasks: none was trained."
         return f"Privacy between tasks ({self.task_privacy}): no guarantee: measured, see evaluate."
 
 
+LOCAL_DELTA: Final = 1e-5
+"""At which the local differential privacy of a bounded feature is stated."""
+_LATER: Final = ("channel", "epochs")
+"""Keys that statements of other tasks do not have, nor those that were published before there were bounded features."""
 _NUMBER: Final = ((float, int), "a number")
 _MAYBE: Final = ((float, int, type(None)), "a number or null")
 _TEXT: Final = ((str,), "text")
@@ -213,6 +267,8 @@ _JSON_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "max_grad_norm": _MAYBE,
     "reproducible_noise": ((bool,), "true or false"),
     "task_privacy": _TEXT,
+    "channel": ((Mapping, type(None)), "an object or null"),
+    "epochs": ((int, type(None)), "a whole number or null"),
 }
 
 

@@ -14,6 +14,7 @@ from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.runs.apart import publish_apart
 from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
+from orchestrator.runs.noise import noise_plan
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data
 from orchestrator.runs.phase_two import SessionResult, run_session
@@ -23,8 +24,11 @@ from orchestrator.runs.publishing import (
     fixed_modules,
     guarantee_of,
     network_of,
+    notes_on_bounded,
+    promised_by,
     settings_of,
     task_entry,
+    with_bound,
 )
 from orchestrator.settings import AddTaskSettings
 from orchestrator.updates import make_plan
@@ -57,7 +61,7 @@ def _add_task(
     settings: AddTaskSettings, folder: RunFolder, *, catalog: Catalog, observer: RunObserver, run_id: str
 ) -> AddOutcome:
     encoder, weights = catalog.encoder(folder.recall("encoder_version", settings.encoder_version))
-    guarantee = guarantee_of(encoder, task_privacy=settings.task_privacy)
+    guarantee = guarantee_of(encoder, task_privacy=settings.task_privacy.dissimilarity)
     published = catalog.tasks(encoder.version)
     before = folder.recall("before") or catalog.published_hashes(encoder.version)
     mine = published.get(settings.task)
@@ -70,42 +74,46 @@ def _add_task(
     folder.remember(encoder_version=encoder.version, apart_from=apart_from, before=before)
     known = {task: record for task, record in published.items() if task in apart_from}
     opened = open_data(settings_of(encoder, settings.data), observer, fingerprint=encoder.data_fingerprint)
-    network = network_of(encoder, head=settings.head, module=settings.module)
+    network = settings.task_privacy.network(network_of(encoder, head=settings.head, module=settings.module))
     plan = SessionPlan(
         data=opened.training_data((settings.task,)),
         network=network,
         config=settings.training,
-        dissimilarity=settings.task_privacy,
+        dissimilarity=settings.task_privacy.dissimilarity,
         seed=settings.seed,
         encoder=weights,
         fixed_modules=fixed_modules(catalog, encoder, known),
         cache_root=settings.runtime.storage_path / "features",
         device=settings.runtime.device,
         threads=settings.runtime.threads,
+        noise=noise_plan(network, catalog, storage=settings.runtime.storage_path, run=folder.run),
     )
 
     if settings.dp.epsilon is not None:
-        spent = spent_before(encoder, known, settings.task_privacy)
+        spent = spent_before(encoder, known, settings.task_privacy.dissimilarity)
         plan, guarantee = _under_dp(settings, plan, guarantee, spent, opened, folder, observer)
     else:
         Budget(opened.table, folder, settings.runtime).outside(without_noise([f"module and head of {settings.task}"]))
 
     def entries(session: SessionResult) -> list[TaskEntry]:
         head = session.heads[settings.task]
+        module_config = network.module_config(plan.data.image_size)
         return [
             task_entry(
                 plan.data.specs[settings.task],
                 private=False,
-                module_config=network.module_config(plan.data.image_size),
+                module_config=module_config,
                 module_state=session.module_weights(settings.task),
                 head_config=head.config,
                 head_state=head.state,
                 metrics=session.test[settings.task].metrics,
-                guarantee=guarantee,
-                dissimilarity=settings.task_privacy,
+                guarantee=with_bound(guarantee, module_config, epochs=session.trained_epochs),
+                dissimilarity=settings.task_privacy.dissimilarity,
             )
         ]
 
+    for told in notes_on_bounded(plan):
+        observer.on_stage(told)
     observer.on_stage(f"training {settings.task}")
     (record,), session = publish_apart(
         plan,
@@ -125,7 +133,7 @@ def _add_task(
     return AddOutcome(
         encoder=encoder,
         task=record,
-        guarantee=guarantee,
+        guarantee=promised_by([record], else_by=guarantee),
         unchanged=_check_unchanged(catalog, encoder.version, before),
         session=session,
     )

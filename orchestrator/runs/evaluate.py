@@ -18,6 +18,7 @@ from orchestrator.baselines.alone import train_alone
 from orchestrator.catalog import Catalog
 from orchestrator.errors import DataError
 from orchestrator.evaluation.attacks.hijack import HijackReport, measure_hijack
+from orchestrator.evaluation.bounded import measure_bounded
 from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.evaluation.ceiling import measure_ceilings
 from orchestrator.evaluation.collect import Published, collect
@@ -36,6 +37,7 @@ from orchestrator.evaluation.shadows import membership_budget, membership_of
 from orchestrator.evaluation.subject import Subject
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.ledger import Account, Ledger
+from orchestrator.runs.noise import noise_plan
 from orchestrator.runs.observer import RunObserver
 from orchestrator.settings import EvaluateSettings
 
@@ -131,6 +133,7 @@ class _Run:
             budget=self.settings.budget,
             alone=alone,
             leakage=self._leakage() if "leakage" in parts else None,
+            bounded=measure_bounded(self.published),
             reconstruction=self._reconstruction() if "reconstruction" in parts else None,
             membership=self._membership() if "membership" in parts else None,
             hijack=self._hijack() if "hijack" in parts else None,
@@ -215,16 +218,19 @@ class _Run:
         """By the tenant of the first sold task, in sessions on this encoder whose other tenants are honest.
 
         Honest tenants have linear heads here: what they learn is not the question, and the guard sees them all the
-        same.
+        same. Where its feature is bounded, so are those of all.
         """
         if not self.sold:
             raise DataError("there is no tenant to hijack a session: the encoder has no task that is sold")
         _, weights = self.catalog.encoder(self.published.encoder.version)
         runtime, reports = self.settings.runtime, []
+        network = dataclasses.replace(self.published.network_of(self.sold[0]), head="linear")
+        # Nothing of these sessions is sent to anybody, so any name that no run has will do.
+        noise = noise_plan(network, self.catalog, storage=runtime.storage_path, run="a hijacking that is measured")
         for frozen in (True, False):
             plan = SessionPlan(
                 data=self.published.opened.training_data(tuple(self.sold)),
-                network=dataclasses.replace(self.published.network, head="linear"),
+                network=network,
                 config=SessionConfig(),
                 dissimilarity=DissimilarityConfig(omega=0.0),
                 seed=self.settings.seed,
@@ -233,6 +239,7 @@ class _Run:
                 cache_root=runtime.storage_path / "features",
                 device=runtime.device,
                 threads=runtime.threads,
+                noise=noise,
             )
             kind = "frozen" if frozen else "live"
             with self._timed(f"hijack, {kind}", f"hijacking a session, encoder {kind}"):

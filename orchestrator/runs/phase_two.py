@@ -28,6 +28,8 @@ class SessionResult:
     validation: Mapping[str, EvaluationReport]
     test: Mapping[str, EvaluationReport]
     epochs: list[EpochReport]
+    trained_epochs: int
+    """In all, those before an interruption included."""
     quarantined: Mapping[str, str]
     """Task to the reason why it was stopped; it has no head here, and must not be published."""
     state: Mapping[str, Any] = field(repr=False)
@@ -74,7 +76,10 @@ def run_session(
         observer.on_session_start(sorted(plan.data.specs), plan.total_steps, session.step)
         epochs = session.run()
         outcome = session.finish()
-    return SessionResult(epochs=epochs, **{f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)})
+    trained = session.step // plan.steps_per_epoch
+    return SessionResult(
+        epochs=epochs, trained_epochs=trained, **{f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)}
+    )
 
 
 def with_epochs(plan: SessionPlan, epochs: int) -> SessionPlan:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.assembly import SessionPlan
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.config import from_mapping, to_mapping
@@ -77,6 +78,34 @@ def guarantee_of(encoder: EncoderRecord, *, task_privacy: DissimilarityConfig) -
     return dataclasses.replace(
         Guarantee.from_json(dict(encoder.guarantee)), task_privacy=task_privacy_words(task_privacy)
     )
+
+
+def with_bound(guarantee: Guarantee, module_config: ModuleConfig, *, epochs: int) -> Guarantee:
+    """The guarantee of a task after so many epochs of a session: with the bound on its feature, if there is one."""
+    channel = module_config.channel
+    return guarantee if channel is None else dataclasses.replace(guarantee, channel=channel, epochs=epochs)
+
+
+def promised_by(records: Sequence[TaskRecord], *, else_by: Guarantee) -> Guarantee:
+    """What a run says at its end: the promise of the tasks that it published, and the encoder's where it has none."""
+    return Guarantee.from_json(dict(records[-1].guarantee)) if records else else_by
+
+
+def notes_on_bounded(plan: SessionPlan) -> list[str]:
+    """What a user is to know of a session of bounded features before it begins; nothing for others."""
+    channel = plan.channel
+    if channel is None:
+        return []
+    told = [
+        f"features of at most {channel.bits_per_image:.2f} bits: {channel.dimensions} numbers under noise "
+        f"{channel.noise:.3g}"
+    ]
+    if plan.network.tenant_head != plan.network.head:
+        told.append(f"the heads are {plan.network.tenant_head}: the rest of the backbone takes no such feature")
+    left_out = sorted(set(plan.fixed_modules) - set(plan.kept_apart_from))
+    if left_out and plan.dissimilarity.omega > 0:
+        told.append(f"not kept apart from {', '.join(left_out)}, whose features have another shape")
+    return told
 
 
 def task_privacy_words(config: DissimilarityConfig) -> str:

@@ -25,6 +25,7 @@ from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.checkpoint import load_tensors
 from orchestrator.encoder_training import CUT_BEFORE_HEAD, EncoderResult
 from orchestrator.models.modules import ModuleConfig
+from orchestrator.network import NetworkConfig
 from orchestrator.privacy.accounting import Accountant, History
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.guarantee import COVERS_ALL, Guarantee, guarantee_for
@@ -32,6 +33,7 @@ from orchestrator.privacy.plan import DpPlan
 from orchestrator.runs.apart import publish_apart
 from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
+from orchestrator.runs.noise import noise_plan
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data, open_public
 from orchestrator.runs.phase_two import SessionResult, run_session
@@ -42,9 +44,12 @@ from orchestrator.runs.publishing import (
     fixed_modules,
     guarantee_of,
     network_of,
+    notes_on_bounded,
+    promised_by,
     settings_of,
     task_entry,
     task_privacy_words,
+    with_bound,
 )
 from orchestrator.settings import TrainSettings
 from orchestrator.tracking import Tracker
@@ -117,11 +122,11 @@ class TrainRun:
         """Modules and heads against a published, frozen encoder; apart from every task that it already has."""
         encoder, weights = self.catalog.encoder(self.folder.recall("encoder_version", encoder_version))
         published = self.catalog.tasks(encoder.version)
-        guarantee = guarantee_of(encoder, task_privacy=self.settings.task_privacy)
+        guarantee = guarantee_of(encoder, task_privacy=self.settings.task_privacy.dissimilarity)
         private = tuple(t for t in self.private if not (t in published and published[t].private))
         tasks = (*private, *self.settings.tasks)
         if done := self._published_before(published, tasks):
-            promised = Guarantee.from_json(dict(done[-1].guarantee))
+            promised = promised_by(done, else_by=guarantee)
             return TrainOutcome(encoder=encoder, tasks=done, guarantee=promised, session=None)
         check_unpublished(encoder, published, tasks, private=private)
         # An interrupted run goes on with the tasks that it knew of: what came since was published meanwhile.
@@ -135,7 +140,7 @@ class TrainRun:
         data = self.opened.training_data(tasks)
         plan = self._session_plan(data, encoder=weights, fixed=fixed_modules(self.catalog, encoder, known))
         if self._private_modules:
-            before = spent_before(encoder, known, self.settings.task_privacy)
+            before = spent_before(encoder, known, self.settings.task_privacy.dissimilarity)
             plan, guarantee = self._modules(plan, guarantee, before)
         else:
             self._budget.outside(without_noise([f"module and head of {task}" for task in tasks]))
@@ -149,7 +154,8 @@ class TrainRun:
             observer=self.observer,
             run_id=self.tracker.run_id,
         )
-        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
+        promised = promised_by(records, else_by=guarantee)
+        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=promised, session=session)
 
     def _modules(self, plan: SessionPlan, encoder: Guarantee, before: History) -> tuple[SessionPlan, Guarantee]:
         """The modules under DP; then the session that is left to do, and what encoder and modules promise together."""
@@ -173,7 +179,8 @@ class TrainRun:
         guarantee = self._guarantee(session.state["producer"]["accountant"])
         encoder = self._publish_encoder(session.encoder_weights(), guarantee)
         records = self._publish(encoder, self._entries(data, session, guarantee))
-        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=guarantee, session=session)
+        promised = promised_by(records, else_by=guarantee)
+        return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=promised, session=session)
 
     def _train_wholly_private(self, data: TrainingData) -> TrainOutcome:
         """Lines 1-4 with the heads under DP too, so that encoder, modules and heads are all covered."""
@@ -191,6 +198,14 @@ class TrainRun:
     def _wholly_private(self) -> bool:
         """Whether encoder, modules and heads of all tasks are trained at once, under the noise."""
         return self.settings.algorithm == "input" and self.settings.dp.dp_mode in _NOISY_HEADS
+
+    @property
+    def _tasks_network(self) -> NetworkConfig:
+        """The networks of a session, the private attribute's among them, so that its feature can be compared.
+
+        Those of phase 1 are never bounded: nobody buys what they give.
+        """
+        return self.settings.task_privacy.network(self.network)
 
     @property
     def _private_modules(self) -> bool:
@@ -277,9 +292,9 @@ class TrainRun:
         runtime = self.settings.runtime
         return SessionPlan(
             data=data,
-            network=self.network,
+            network=self._tasks_network,
             config=self.settings.training,
-            dissimilarity=self.settings.task_privacy,
+            dissimilarity=self.settings.task_privacy.dissimilarity,
             seed=self.settings.seed,
             encoder=encoder,
             frozen=encoder is not None,
@@ -287,10 +302,13 @@ class TrainRun:
             cache_root=runtime.storage_path / "features",
             device=runtime.device,
             threads=runtime.threads,
+            noise=noise_plan(self._tasks_network, self.catalog, storage=runtime.storage_path, run=self.folder.run),
         )
 
     def _session(self, plan: SessionPlan) -> SessionResult:
         self.observer.on_stage("phase 2: the tasks")
+        for told in notes_on_bounded(plan):
+            self.observer.on_stage(told)
         checkpoints = self.folder.checkpoints("session", identity=plan.data.fingerprint)
         return run_session(plan, self.settings.runtime, self.observer, checkpoints=checkpoints)
 
@@ -306,7 +324,7 @@ class TrainRun:
             dp,
             accountant=accountant,
             n_train=len(self.opened.splits.train),
-            task_privacy=task_privacy_words(self.settings.task_privacy),
+            task_privacy=task_privacy_words(self.settings.task_privacy.dissimilarity),
             # What phase 2 adds to the encoder is no part of what phase 1 promises.
             mode="surrogate_then_freeze" if self._private_modules else None,
             covers=("encoder", "the private attribute's module", "its classifier") if later else None,
@@ -339,16 +357,17 @@ class TrainRun:
 
     def _entry(self, data: TrainingData, task: str, session: SessionResult, guarantee: Guarantee) -> TaskEntry:
         head = session.heads[task]
+        module_config = self._tasks_network.module_config(data.image_size)
         return task_entry(
             data.specs[task],
             private=task in self.private,
-            module_config=self.network.module_config(data.image_size),
+            module_config=module_config,
             module_state=session.module_weights(task),
             head_config=head.config,
             head_state=head.state,
             metrics=session.test[task].metrics,
-            guarantee=guarantee,
-            dissimilarity=self.settings.task_privacy,
+            guarantee=with_bound(guarantee, module_config, epochs=session.trained_epochs),
+            dissimilarity=self.settings.task_privacy.dissimilarity,
         )
 
     def _entry_of_phase_one(

@@ -39,6 +39,19 @@ def test_the_same_seed_gives_the_same_result_in_process_and_on_ray(tiny_plan):
     assert here.test == on_ray.test
 
 
+def test_bounded_features_have_the_same_noise_in_process_and_on_ray(bounded_plan):
+    here = run_session(bounded_plan, HERE, SilentObserver())
+    on_ray = run_session(bounded_plan, RAY, SilentObserver())
+    assert weights_hash(here.weights) == weights_hash(on_ray.weights)
+    assert here.test == on_ray.test
+    shown = []
+    for runtime in (HERE, RAY):
+        with open_parties(bounded_plan, runtime) as (producer, _):
+            parts = producer.features(0), producer.evaluation_features("test")
+            shown.append([batches["left"].result().features.tobytes() for batches in parts])
+    assert shown[0] == shown[1]
+
+
 def test_a_session_on_ray_goes_on_from_a_state_that_was_saved_in_process(tiny_plan):
     whole = run_session(tiny_plan, HERE, SilentObserver())
     first = dataclasses.replace(tiny_plan, config=dataclasses.replace(tiny_plan.config, epochs=1, schedule="constant"))

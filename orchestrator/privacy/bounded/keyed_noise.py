@@ -170,6 +170,18 @@ def keyed_normal(
     return _normal(seeds, channel)
 
 
+def step_normal(key: NoiseKey, *, run: str, task: str, step: int, n: int, channel: ChannelConfig) -> Noise:
+    """As `keyed_normal`, for the n examples of one step of a training, by their place in the batch.
+
+    A step that is done again, after a crash or in another process, gives the same noise, as batches and mirroring are
+    functions of the step. Other weights see an image in every step, so every step is another draw, and a release that
+    counts. ``run`` must be of one training alone: two that shared it would share their noise.
+    """
+    names = (run.encode(), task.encode(), str(step).encode())
+    stream = key.subkey(b"training", *names, _channel_bytes(channel))
+    return _normal([hmac.digest(stream, struct.pack("<Q", place), "sha256") for place in range(n)], channel)
+
+
 def fresh_normal(n: int, channel: ChannelConfig) -> Noise:
     """As `keyed_normal`, from the operating system's randomness: every release is another draw, and must be charged."""
     return _normal([secrets.token_bytes(KEY_BYTES) for _ in range(n)], channel)

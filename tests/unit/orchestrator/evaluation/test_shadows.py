@@ -8,8 +8,9 @@ from torch import nn
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.membership import MembershipInput, attack_membership
 from orchestrator.evaluation.shadows import Candidates, ShadowConfig, shadow_members, train_shadows
-from orchestrator.network import NetworkConfig
+from orchestrator.network import BoundedNetworkConfig, NetworkConfig
 from orchestrator.optimisation import OptimiserConfig
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from tasks.datasets.table import Normalisation
 from tasks.transforms import to_tensor
 
@@ -122,6 +123,18 @@ def test_networks_of_the_published_kind_come_from_a_seed():
     assert same(0)(x).shape == (2, 2)
     assert torch.equal(same(0)(x), same(0)(x))
     assert not torch.equal(same(0)(x), same(1)(x))
+
+
+def test_networks_of_bounded_tasks_learn_and_answer_under_noise_as_their_targets_do():
+    from orchestrator.evaluation.shadows import SameNetworks
+
+    network = BoundedNetworkConfig.of(NetworkConfig(split_index=5), ChannelConfig(dimensions=4, noise=0.5))
+    built = SameNetworks(network=network, task="loop", n_outputs=2, image_size=16)(0).eval()
+    s = torch.ones(4000, 4, 1, 1)
+    noise = built[2](s) - s
+    assert float(noise.std()) == pytest.approx(0.5, abs=0.02)
+    assert not torch.equal(noise, built[2](s) - s)
+    assert built(torch.rand(2, 3, 16, 16)).shape == (2, 2)
 
 
 @pytest.mark.parametrize("wrong", [{"models": 2}, {"models": 5}, {"epochs": 0}])

@@ -32,9 +32,18 @@ def test_the_linear_head_pools_no_map_up(shape, n_weights):
     assert head(torch.zeros(2, *shape)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("kind", ["linear", "backbone"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "backbone"])
 def test_heads_can_stand_behind_a_private_encoder(kind):
     refuse_unsafe(build_head(config(kind=kind), seed=0))
+
+
+def test_the_mlp_head_is_two_affine_maps_with_a_relu_between():
+    head = build_head(config(kind="mlp", feature_shape=(8, 1, 1)), seed=0).double()
+    first, second = [layer for layer in head if isinstance(layer, nn.Linear)]
+    z = torch.randn(5, 8, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    hidden = (z.flatten(1) @ first.weight.T + first.bias).clamp_min(0)
+    assert hidden.shape == (5, 128)
+    torch.testing.assert_close(head(z), hidden @ second.weight.T + second.bias, rtol=1e-12, atol=1e-12)
 
 
 def test_at_the_last_split_the_backbone_head_is_the_last_layer_alone():
@@ -47,7 +56,7 @@ def test_the_backbone_head_takes_maps_of_any_size():
     assert head(torch.zeros(2, 128, 5, 7)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("kind", ["linear", "backbone"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "backbone"])
 def test_a_configuration_survives_json_and_builds_the_same_head(kind):
     original = config(kind=kind)
     again = HeadConfig.from_json(json.loads(json.dumps(original.to_json())))
@@ -93,7 +102,7 @@ def test_a_head_that_could_not_be_built_is_refused(change, words):
 
 
 def test_unknown_kinds_and_backbones_are_refused_with_the_known_ones():
-    with pytest.raises(UnknownNameError, match="no head named 'mlp'; known: backbone, linear"):
-        config(kind="mlp")
+    with pytest.raises(UnknownNameError, match="no head named 'tree'; known: backbone, linear, mlp"):
+        config(kind="tree")
     with pytest.raises(UnknownNameError, match="no backbone named 'vgg'"):
         config(backbone="vgg")

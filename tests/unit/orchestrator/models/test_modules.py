@@ -7,15 +7,23 @@ import torch
 
 from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.models.modules import MODULES, ModuleConfig, build_module
+from orchestrator.privacy.bounded.channel import ChannelConfig
 
 
 @pytest.mark.parametrize("kind", MODULES)
 def test_a_configuration_survives_json_and_builds_the_same_module(kind):
-    original = ModuleConfig(kind=kind, channels=12, splits=3, expansion=4)
-    again = ModuleConfig.from_json(json.loads(json.dumps(original.to_json())))
-    assert again == original
-    one, two = build_module(original, seed=3).state_dict(), build_module(again, seed=3).state_dict()
-    assert all(torch.equal(one[key], two[key]) for key in one | two)
+    for channel in (None, ChannelConfig(dimensions=5, noise=0.5)):
+        original = ModuleConfig(kind=kind, channels=12, splits=3, expansion=4, channel=channel)
+        again = ModuleConfig.from_json(json.loads(json.dumps(original.to_json())))
+        assert again == original
+        one, two = build_module(original, seed=3).state_dict(), build_module(again, seed=3).state_dict()
+        assert all(torch.equal(one[key], two[key]) for key in one | two)
+
+
+def test_a_configuration_that_was_published_before_there_were_channels_still_loads():
+    published = {"kind": "cross_sec", "channels": 64, "splits": 2, "expansion": 2}
+    assert ModuleConfig.from_json(published) == ModuleConfig(channels=64)
+    assert ModuleConfig(channels=64).to_json() == published, "and is written as it was, whoever reads it"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +32,9 @@ def test_a_configuration_survives_json_and_builds_the_same_module(kind):
         ({"channels": 8, "reduction": 4}, "unknown key.*reduction"),
         ({"kind": "sec"}, "channels"),
         ({"channels": "8"}, "expected int"),
+        ({"channels": 8, "channel": {"dimensions": 4, "noise": 0.0}}, "noise of a bounded feature"),
+        ({"channels": 8, "channel": {"dimensions": 4, "noise": 0.5, "power": 2}}, "unknown key.*power"),
+        ({"channels": 8, "channel": {"dimensions": 4, "noise": 0.5, "cells": 4}}, "cannot be trained yet"),
     ],
 )
 def test_json_with_anything_but_the_known_keys_and_types_is_refused(data, words):

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.encoder_training import CUT_BEFORE_HEAD
 from orchestrator.errors import ConfigError
 from orchestrator.privacy.accounting import Accountant, epsilon_of
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.dp import DpConfig, DpMode
 from orchestrator.privacy.guarantee import COVERS_ALL, Guarantee, guarantee_for
 
@@ -202,3 +203,48 @@ def test_json_with_an_unknown_key_is_refused_by_name():
 def test_a_claim_that_its_mode_does_not_bear_out_cannot_be_made(lie):
     with pytest.raises(ConfigError):
         replace(made(), **lie)
+
+
+def bounded(guarantee: Guarantee) -> Guarantee:
+    return replace(guarantee, channel=ChannelConfig(dimensions=4, noise=0.5), epochs=10)
+
+
+def test_a_bounded_task_says_what_is_bounded_and_under_which_assumptions():
+    """4 numbers under noise .5 carry (4/2) log2(1 + 4) = 4.644 bits (SPEC E.7), and never fewer are printed."""
+    text = bounded(made()).statement()
+    for part in (
+        "(4.00, 1e-05)-differential privacy for the weights of encoder.",
+        "later; the bound on features does.",
+        "Each feature of this task carries at most 4.65 bits about its image, whatever the attacker knows",
+        "4 numbers of mean square 1 under Gaussian noise of standard deviation 0.5",
+        "Asking again for the same image gives the same noise",
+        "several images of the same person add up",
+        "each training and validation image 10 times",
+        ", 1e-05)-local differential privacy for any two images",
+        "as long as the producer's noise key is secret",
+    ):
+        assert part in text
+    assert "may be inverted" not in text
+    assert bounded(made()).short().endswith("; features of at most 4.65 bits")
+
+
+def test_a_bounded_task_without_dp_claims_nothing_for_the_weights():
+    plain = guarantee_for(DpConfig(), accountant=None, n_train=N)
+    text = bounded(plain).statement()
+    assert text.startswith("Guarantee for the weights: none: trained without differential privacy. Nothing is promised")
+    assert text.endswith("Privacy between tasks: by that bound alone.")
+    assert bounded(plain).epsilon is None
+
+
+def test_statements_of_bounded_tasks_survive_json_and_older_ones_still_load():
+    again = Guarantee.from_json(json.loads(json.dumps(bounded(made()).to_json())))
+    assert again == bounded(made())
+    older = made().to_json()
+    assert not {"channel", "epochs"} & set(older)
+    assert Guarantee.from_json(older) == made()
+    with pytest.raises(ConfigError, match="noise of a bounded feature"):
+        Guarantee.from_json({**bounded(made()).to_json(), "channel": {"dimensions": 4, "noise": 0.0, "cells": 1}})
+    with pytest.raises(ConfigError, match="epochs of a guarantee must be a whole number or null"):
+        Guarantee.from_json({**bounded(made()).to_json(), "epochs": "10"})
+    with pytest.raises(ConfigError, match="comes with the epochs"):
+        replace(made(), channel=ChannelConfig(dimensions=4, noise=0.5))

@@ -1,0 +1,59 @@
+"""V_i: what makes a short vector of known power out of a map, as a bounded feature needs it (SPEC E.7).
+
+Axes: B examples, C channels, H and W of a map, D dimensions of the vector.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from orchestrator.privacy.bounded.channel import power_normalise
+
+MAX_WIDTH: Final = 128
+"""Of the convolutions: behind late splits more would outweigh the encoder."""
+_MAX_GROUPS: Final = 8
+_LEAST_CHANNELS: Final = 4
+"""Of a group: a single channel of a 1x1 map, normalised by itself, would be constant."""
+_POOLED_SIDE: Final = 2
+_SMALLEST_HALVED: Final = 4
+"""Smaller maps are not halved: on a 2x2 map that would leave one cell."""
+
+
+class BoundedVector(nn.Module):
+    """(B, C, H, W) to s of (B, D, 1, 1), with ||s||^2 = D for every example and any weights."""
+
+    def __init__(self, channels: int, dimensions: int) -> None:
+        super().__init__()
+        width = min(channels, MAX_WIDTH)
+        self.layers = nn.Sequential(
+            _Halving(channels, width, 3, padding=1, bias=False),
+            nn.GroupNorm(_groups(width), width),
+            nn.ReLU(),
+            _Halving(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(_groups(width), width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(_POOLED_SIDE),
+            nn.Flatten(),
+            nn.Linear(_POOLED_SIDE**2 * width, dimensions),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """s. Raises `NonFiniteFeatureError` if the module has diverged."""
+        return power_normalise(self.layers(x_BCHW))[:, :, None, None]
+
+
+class _Halving(nn.Conv2d):
+    """A convolution of stride 2, or 1 on maps that are too small to be halved."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        stride = 2 if min(x_BCHW.shape[-2:]) >= _SMALLEST_HALVED else 1
+        return conv2d(x_BCHW, self.weight, self.bias, stride=stride, padding=self.padding)
+
+
+def _groups(width: int) -> int:
+    """The most groups of equal size, none too small."""
+    fitting = [n for n in range(1, _MAX_GROUPS + 1) if width % n == 0 and width // n >= _LEAST_CHANNELS]
+    return max(fitting, default=1)

@@ -1,0 +1,222 @@
+"""Bounded features from flags to what is published, added to, evaluated and refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.catalog import Catalog
+from orchestrator.evaluation.attacks.hijack import measure_hijack
+from orchestrator.evaluation.collect import Published, collect
+from orchestrator.privacy.bounded.channel import RELEASE_STEP, ChannelConfig
+from orchestrator.privacy.guarantee import Guarantee
+from orchestrator.runs.observer import SilentObserver
+from orchestrator.session import Session
+from pipelines import add_task, evaluate, train
+from pipelines.command import execute
+
+QUICK = [
+    *("--image-size", "16", "--split-index", "5", "--device", "cpu", "--threads", "1", "--engine", "process"),
+    *("--epochs", "2", "--encoder.epochs", "1", "--batch-size", "32", "--encoder.batch-size", "32"),
+    *("--accountant", "rdp", "--private", "who"),
+]
+BOUNDED = ["--task-privacy", "bounded", "--feature-bits", "4"]
+FOUR_BITS = ChannelConfig.for_bits(4.0)
+
+
+def run_train(*flags: str) -> int:
+    return execute("TrainSettings", train.run, [*QUICK, *flags], prog="train.py", presets=True)
+
+
+def run_add(task: str, *more: str) -> int:
+    flags = [task, "--engine", "process", "--threads", "1", "--epochs", "2", *more]
+    return execute("AddTaskSettings", add_task.run, flags, prog="add_task.py")
+
+
+def catalog(home: Path) -> Catalog:
+    return Catalog(f"sqlite:///{home}/mlflow.db", "faces")
+
+
+def channels(home: Path) -> dict[str, ChannelConfig | None]:
+    """Task to what its published guarantee says of its feature."""
+    records = catalog(home).tasks("1")
+    return {task: Guarantee.from_json(dict(record.guarantee)).channel for task, record in records.items()}
+
+
+def test_bounded_tasks_are_published_with_their_bound_behind_an_encoder_that_knows_of_none(home, write_parquet, capsys):
+    assert run_train("--data", write_parquet(), "--tasks", "pose,glasses", "--epsilon", "8", *BOUNDED) == 0
+    told = capsys.readouterr().out
+    assert "features of at most 4.00 bits: 3 numbers under noise" in told
+    assert "the heads are mlp" in told
+    assert "carries at most 4.00 bits about its image" in told
+    records = catalog(home).tasks("1")
+    assert channels(home) == {"who": FOUR_BITS, "pose": FOUR_BITS, "glasses": FOUR_BITS}
+    assert {record.head_config["kind"] for record in records.values()} == {"mlp"}
+    for task in ("pose", "glasses"):
+        assert records[task].module_config["channel"] == FOUR_BITS.to_json()
+        assert records[task].head_config["feature_shape"] == [3, 1, 1]
+        assert records[task].dissimilarity["omega"] == 0
+        guarantee = Guarantee.from_json(dict(records[task].guarantee))
+        assert guarantee.epsilon is not None and guarantee.epochs == 2
+        assert "carries at most 4.00 bits" in records[task].guarantee_text
+    assert "bits" not in catalog(home).encoder("1")[0].guarantee
+    key = home / "keys" / "faces.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    secret = key.read_bytes()[-40:-8]
+    for path in home.rglob("*"):
+        if path.is_file() and path != key:
+            assert secret not in path.read_bytes() and secret.hex().encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(("first", "then"), [([], BOUNDED), (BOUNDED, [])], ids=["bounded added", "beside bounded"])
+def test_a_task_of_either_kind_is_added_beside_the_other_and_changes_no_byte_of_it(
+    home, write_parquet, capsys, first, then
+):
+    assert run_train("--data", write_parquet(), "--tasks", "pose", *first) == 0
+    before = catalog(home).published_hashes("1")
+    assert run_add("glasses", *then, "--omega", "0.1") == 0
+    after = catalog(home).published_hashes("1")
+    assert {name: after[name] for name in before} == before
+    found = channels(home)
+    assert found["pose"] == (FOUR_BITS if first else None)
+    assert found["glasses"] == (FOUR_BITS if then else None)
+    if then:
+        assert "not kept apart from pose, who, whose features have another shape" in capsys.readouterr().out
+
+
+def test_a_private_attribute_that_phase_one_covers_has_a_map_beside_which_tasks_are_bounded(home, write_parquet):
+    flags = ["--tasks", "pose", "--epsilon", "8", "--dp-mode", "frozen_head", *BOUNDED, "--omega", "0.1"]
+    assert run_train("--data", write_parquet(), *flags) == 0
+    assert channels(home) == {"who": None, "pose": FOUR_BITS}
+    assert catalog(home).tasks("1")["who"].head_config["kind"] == "backbone"
+
+
+def test_an_encoder_may_be_trained_together_with_bounded_tasks(home, write_parquet):
+    assert run_train("--data", write_parquet(), "--tasks", "pose", "--algorithm", "task", *BOUNDED) == 0
+    assert channels(home) == {"who": FOUR_BITS, "pose": FOUR_BITS}
+
+
+def test_an_interrupted_run_publishes_what_it_would_have_without_the_interruption(home, write_parquet, monkeypatch):
+    data = ["--data", write_parquet(), "--tasks", "pose"]
+    assert run_train(*data, "--phase", "encoder") == 0
+    bounded = [*data, "--phase", "tasks", *BOUNDED]
+    real = Session.run_epoch
+
+    def interrupted(self):
+        report = real(self)
+        if self.step < self.steps_per_epoch * 2:
+            raise KeyboardInterrupt
+        return report
+
+    monkeypatch.setattr(Session, "run_epoch", interrupted)
+    assert run_train(*bounded) == 130
+    assert run_train(*bounded, "--resume") == 0
+    record = catalog(home).tasks("1")["pose"]
+    assert Guarantee.from_json(dict(record.guarantee)).epochs == 2, "those before the interruption count"
+
+
+def test_a_lost_key_is_not_replaced_while_features_are_published_under_it(home, write_parquet, capsys):
+    data = ["--data", write_parquet(), "--tasks", "pose"]
+    assert run_train(*data, *BOUNDED) == 0
+    (home / "keys" / "faces.key").unlink()
+    assert run_add("glasses") == 0, "a task that needs no key is added without one"
+    assert run_train(*data, *BOUNDED) == 2
+    assert "'pose' of encoder 1 was published under it" in capsys.readouterr().err
+    assert not (home / "keys" / "faces.key").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--feature-bits", "4"], "give --task-privacy bounded"),
+        (["--task-privacy", "bounded"], "give --feature-bits"),
+        ([*BOUNDED, "--feature-noise", "0.5"], "--feature-bits chooses dimensions and noise itself"),
+        (["--task-privacy", "bounded", "--feature-bits", "-1"], "must be a finite number > 0"),
+        ([*BOUNDED, "--dp-mode", "surrogate_dp_modules", "--epsilon", "8"], "cannot be trained under DP yet"),
+    ],
+)
+def test_what_bounded_features_cannot_be_is_refused_in_one_line(home, write_parquet, capsys, flags, said):
+    assert run_train("--data", write_parquet(), "--tasks", "pose", *flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (home / "keys").exists()
+
+
+def test_a_bounded_task_is_not_added_with_the_rest_of_the_backbone(home, write_parquet, capsys):
+    assert run_train("--data", write_parquet(), "--tasks", "pose") == 0
+    assert run_add("glasses", *BOUNDED, "--head", "backbone") == 2
+    assert "choose --head mlp or linear" in capsys.readouterr().err
+    assert run_add("glasses", *BOUNDED, "--head", "linear") == 0
+    assert catalog(home).tasks("1")["glasses"].head_config["kind"] == "linear"
+
+
+def run_evaluate(*flags: str) -> int:
+    return execute(
+        "EvaluateSettings", evaluate.run, ["--engine", "process", "--threads", "1", *flags], prog="evaluate.py"
+    )
+
+
+def collected(home: Path) -> Published:
+    return collect(
+        catalog(home), SilentObserver(), encoder_version="latest", data=None, targets=(), storage=home, threads=1
+    )
+
+
+def test_a_bounded_feature_is_evaluated_beside_what_bounds_it(home, write_parquet, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_train("--data", write_parquet(), "--tasks", "pose,glasses", "--epsilon", "8", *BOUNDED) == 0
+    assert run_evaluate("--out", str(out)) == 0
+    told = capsys.readouterr().out
+    assert "bound: no attacker is right more often" in " ".join(told.split())
+    assert "What bounded features carry" in told
+    numbers = json.loads((out / "evaluation.json").read_text())
+    for row in numbers["leakage"]["rows"]:
+        assert row["bound"]["bits"] == pytest.approx(4.0)
+        assert row["bound"]["accuracy"] == 1.0 or row["target"] == "who"
+        assert all(not attack["crashed"] for attack in row["attacks"])
+    assert [feature["task"] for feature in numbers["bounded"]] == ["pose", "glasses"]
+    for feature in numbers["bounded"]:
+        assert feature["bits"] == pytest.approx(4.0)
+        assert 0 <= feature["rate"]["low"] <= feature["rate"]["bits"] <= feature["rate"]["high"]
+        assert feature["rate"]["n"] == 24
+    page = (out / "report.html").read_text()
+    assert "carries at most 4.00 bits of its image" in page
+    assert "imitate a bounded feature without its noise" in page
+    assert "4.00 bits at most" in page
+
+
+def test_attackers_get_the_bytes_that_are_released_and_the_same_when_asked_again(home, write_parquet):
+    assert run_train("--data", write_parquet(), "--tasks", "pose,glasses", *BOUNDED) == 0
+    first, again = collected(home), collected(home)
+    for task in ("pose", "glasses"):
+        z, s = first.features[task].features["test"], first.vectors[task]["test"]
+        assert z.tobytes() == again.features[task].features["test"].tobytes()
+        assert np.array_equal(z, np.round(z / RELEASE_STEP) * RELEASE_STEP)
+        np.testing.assert_allclose(np.square(s).sum(1), 3, rtol=1e-5)
+    noise = {
+        task: first.features[task].features["test"].reshape(24, 3) - s["test"] for task, s in first.vectors.items()
+    }
+    assert set(noise) == {"pose", "glasses"}, "the private attribute was trained in phase 1, without a bound"
+    for draw in noise.values():
+        assert draw.std() == pytest.approx(FOUR_BITS.noise, rel=0.3)
+    together = np.corrcoef(noise["pose"].ravel(), noise["glasses"].ravel())[0, 1]
+    assert abs(together) < 4 / np.sqrt(72), "two tasks that shared noise would give it away by their difference"
+
+
+def test_without_its_key_a_bounded_feature_cannot_be_evaluated(home, write_parquet, capsys):
+    assert run_train("--data", write_parquet(), "--tasks", "pose", *BOUNDED) == 0
+    (home / "keys" / "faces.key").unlink()
+    assert run_evaluate("--parts", "leakage", "--attacks", "linear") == 2
+    assert "cannot read the noise key" in capsys.readouterr().err
+
+
+def test_a_hijacker_of_a_bounded_feature_is_measured_on_bounded_features(home, write_parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.runs.evaluate.measure_hijack", functools.partial(measure_hijack, steps=6))
+    assert run_train("--data", write_parquet(), "--tasks", "pose", *BOUNDED) == 0
+    assert run_evaluate("--budget", "full", "--parts", "hijack", "--out", str(tmp_path / "out")) == 0
+    reports = json.loads((tmp_path / "out" / "evaluation.json").read_text())["hijack"]
+    assert [report["feature_shape"] for report in reports] == [[3, 1, 1]] * 2
