@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import DataError
+from orchestrator.privacy.accounting import rounded_up
 
 FILE = "evaluation.json"
 FORMAT = 1
@@ -53,7 +54,8 @@ class Point:
     """Of the data's content: only evaluations on the same are comparable."""
     split_index: int
     epsilon: float | None
-    """Guaranteed, or nominal in a mode that guarantees nothing; None: without DP."""
+    """Guaranteed, or nominal in a mode that guarantees nothing; None: without DP. Two decimals, rounded up as in
+    statements: trainings of one budget end a hair apart."""
     mode: str
     tasks: Mapping[str, TaskPoint]
     reconstruction: Mapping[str, float] | None
@@ -81,7 +83,7 @@ class Point:
             name=f"{subject['catalog']} {encoder['version']}",
             fingerprint=encoder["data_fingerprint"],
             split_index=encoder["split_index"],
-            epsilon=epsilon,
+            epsilon=None if epsilon is None else float(rounded_up(epsilon)),
             mode=guarantee["mode"],
             tasks={task: _task(leakage, task, subject["tasks"][task]) for task in sold},
             reconstruction=_reconstruction(data["reconstruction"]),

@@ -35,6 +35,7 @@ from orchestrator.evaluation.reconstruction.suite import evaluate_reconstruction
 from orchestrator.evaluation.report import Ceiling, LeakageReport
 from orchestrator.evaluation.shadows import membership_budget, membership_of
 from orchestrator.evaluation.subject import Subject
+from orchestrator.privacy.accounting import rounded_up
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.ledger import Account, Ledger
 from orchestrator.runs.noise import noise_plan
@@ -146,7 +147,7 @@ class _Run:
             return None
         guarantee = self.published.encoder.guarantee
         epsilon = guarantee["epsilon"] or guarantee["nominal_epsilon"]
-        private = "no DP" if epsilon is None else f"epsilon {epsilon:.3g}"
+        private = "no DP" if epsilon is None else f"epsilon {rounded_up(epsilon)}"
         return Examples.of(report, ENCODER, label=f"split {self.published.encoder.split_index}, {private}")
 
     def _leakage(self) -> LeakageReport:

@@ -24,12 +24,12 @@ _PANELS: tuple[tuple[str, Measure], ...] = (
 
 def has_epsilon_curve(points: Sequence[Point]) -> bool:
     """Whether there are two budgets to compare, no budget at all included."""
-    return len({point.epsilon for point in points}) > 1
+    return len({point.epsilon for point in points if _measured(point)}) > 1
 
 
 def has_omega_curve(points: Sequence[Point]) -> bool:
     """Whether there are two weights of the dissimilarity term to compare."""
-    return len({point.omega for point in points} - {None}) > 1
+    return len({point.omega for point in points if _measured(point)} - {None}) > 1
 
 
 def privacy_utility(points: Sequence[Point]) -> Figure:
@@ -79,6 +79,11 @@ def omega_curve(points: Sequence[Point]) -> Figure:
     figure.suptitle("What the dissimilarity term costs, and what it hides", fontsize=11)
     legend_below(figure, figure.axes[1])
     return figure
+
+
+def _measured(point: Point) -> bool:
+    """Whether its evaluation had anything to say of its tasks."""
+    return any(task.excess is not None for task in point.tasks.values())
 
 
 def _of_task(points: Sequence[Point], task: str, measure: Measure) -> list[tuple[float, float]]:

@@ -25,6 +25,15 @@ def test_a_point_has_the_worst_excess_of_each_task_that_is_sold():
     assert found.reconstruction == {"psnr": 27.0, "ssim": 0.93, "mean_image_psnr": 13.0, "mean_image_ssim": 0.3}
 
 
+def test_trainings_of_one_budget_that_end_a_hair_apart_are_one_point_of_the_curve():
+    assert point(epsilon=7.99432).epsilon == point(epsilon=7.9981).epsilon == 8.0
+
+
+def test_evaluations_that_attacked_no_label_make_no_curve():
+    silent = [Point.of(evaluation(subject=subject(epsilon=e), leakage=None).to_json()) for e in (2.0, 8.0)]
+    assert not has_epsilon_curve(silent) and not has_omega_curve(silent)
+
+
 def test_an_omega_that_was_not_recorded_is_not_taken_for_zero():
     assert point(omega=None).omega is None
     assert not has_omega_curve([point(omega=None), point(omega=0.0)])
