@@ -20,26 +20,19 @@ image, and composition is by Renyi DP.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from orchestrator.errors import BudgetExceededError, ConfigError, LedgerError, UnknownNameError
 from orchestrator.privacy.accounting import History, composed_epsilon, rounded_up
-
-_APPLICATION_ID: Final = 0x4D4D4C47
-_VERSION: Final = 1
-_BUSY_S: Final = 60.0
+from orchestrator.privacy.ledger_file import LedgerFile
 
 # Charges only ever grow, and what a reservation is for never changes, whoever writes to the file.
-_SCHEMA: Final = """
+_SCRIPT: Final = """
 CREATE TABLE datasets (
     fingerprint TEXT PRIMARY KEY,
     name TEXT NOT NULL,
@@ -77,6 +70,19 @@ BEGIN SELECT RAISE(ABORT, 'what was spent cannot be taken back'); END;
 CREATE TRIGGER reservations_stay BEFORE DELETE ON reservations
 BEGIN SELECT RAISE(ABORT, 'what was spent cannot be taken back'); END;
 """
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script: a trigger has a semicolon inside."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+_SCHEMA: Final = tuple(_statements(_SCRIPT))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,33 +179,13 @@ class Account:
         }
 
 
-class Ledger:
+class Ledger(LedgerFile):
     """The ledgers of all data sets of one producer. A context manager; any number of processes may have it open."""
 
-    def __init__(self, path: Path) -> None:
-        """Open it, or begin a new one. Raises `LedgerError` for a file that is something else, or damaged."""
-        self.path = path
-        with self._errors("open"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        try:
-            with self._errors("open"):
-                self._prepare()
-        except BaseException:
-            self._db.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    WHAT = "privacy ledger"
+    APPLICATION_ID = 0x4D4D4C47
+    VERSION = 1
+    SCHEMA = _SCHEMA
 
     # -- the budget ----------------------------------------------------------------------------------------------------
 
@@ -316,51 +302,6 @@ class Ledger:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
-        new = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if new:
-            _retrying(lambda: self._db.execute("PRAGMA journal_mode = WAL"))
-        self._db.execute("PRAGMA synchronous = FULL")  # a charge must survive a power cut
-        self._db.execute("PRAGMA foreign_keys = ON")
-        if new:
-            self._create()
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if application != _APPLICATION_ID:
-            raise LedgerError(f"{self.path} is an SQLite file, but no privacy ledger")
-        if version != _VERSION:
-            raise LedgerError(f"{self.path} is a ledger of version {version}, this program keeps version {_VERSION}")
-
-    def _create(self) -> None:
-        with self._transaction() as db:
-            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                return  # another process was faster
-            for statement in _statements(_SCHEMA):
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-        os.chmod(self.path, 0o600)  # noqa: PTH101 - who trains what on which data is the producer's business
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The only writer while it lasts: what was read stays true until what follows from it is written."""
-        with self._errors("write"):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise LedgerError(f"cannot {doing} the privacy ledger {self.path}: {error}") from error
-
     def _add_dataset(self, fingerprint: str, name: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO datasets (fingerprint, name) VALUES (?, ?)", (fingerprint, name))
 
@@ -458,30 +399,6 @@ def _same(found: tuple[Any, ...], mechanism: Mechanism, part: str) -> int:
 def _fingerprint_of(secret: int) -> str:
     """By which a secret is recognised. A random secret cannot be found from this; a user's own seed may be guessed."""
     return hashlib.sha256(f"ledger {secret}".encode()).hexdigest()
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script: a trigger has a semicolon inside."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-def _retrying(work: Any) -> None:
-    """SQLite does not wait for others when it changes the journal mode."""
-    deadline = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            work()
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
 
 
 def _now() -> str:

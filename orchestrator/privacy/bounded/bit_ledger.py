@@ -17,24 +17,19 @@ are whole numbers of releases; bits are made of them when asked for, so nothing 
 from __future__ import annotations
 
 import math
-import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from orchestrator.errors import BitBudgetExceededError, ConfigError, LedgerError
+from orchestrator.privacy.ledger_file import LedgerFile
 
 RELEASE_DIGEST_BYTES: Final = 16
 """Two different releases have equal digests with a probability of 2^-128."""
-_APPLICATION_ID: Final = 0x4D4D4249
-_VERSION: Final = 1
-_BUSY_S: Final = 60.0
 _ROUNDING: Final = 1e-12
 """Relative: three times 9.3 bits must fit into a limit of 27.9."""
 
@@ -135,37 +130,22 @@ class BitAccount:
         }
 
 
-class BitLedger:
+class BitLedger(LedgerFile):
     """The bits of all tenants of one producer. A context manager; many threads and processes may use the file."""
+
+    WHAT = "ledger of bits"
+    APPLICATION_ID = 0x4D4D4249
+    VERSION = 1
+    SCHEMA = _SCHEMA
 
     def __init__(self, path: Path) -> None:
         """Open it, or begin a new one. Raises `LedgerError` for a file that is something else, or damaged."""
-        self.path = path
         self._one_at_a_time = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LedgerError(f"cannot open the ledger of bits {path}: {error.strerror}") from error
-        with self._errors("open"):
-            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        try:
-            with self._errors("open"):
-                self._prepare()
-        except BaseException:
-            self._db.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def __enter__(self) -> BitLedger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().__init__(path)
 
     def set_limit(self, tenant: str, task: str, bits: float) -> BitAccount:
         """What this tenant may be told through this task in all; infinite only counts.
@@ -235,56 +215,11 @@ class BitLedger:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
-        new = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if new:
-            self._use_wal()
-        self._db.execute("PRAGMA synchronous = FULL")  # a charge must survive a power cut
-        self._db.execute("PRAGMA foreign_keys = ON")
-        if new:
-            self._create()
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if application != _APPLICATION_ID:
-            raise LedgerError(f"{self.path} is an SQLite file, but no ledger of bits")
-        if version != _VERSION:
-            raise LedgerError(f"{self.path} is a ledger of version {version}, this program keeps version {_VERSION}")
-
-    def _use_wal(self) -> None:
-        """SQLite does not wait for others when it changes the journal mode."""
-        deadline = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-            else:
-                return
-
-    def _create(self) -> None:
-        with self._transaction() as db:
-            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                return  # another process was faster
-            for statement in _SCHEMA:
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-        os.chmod(self.path, 0o600)  # noqa: PTH101 - who is told how much is the producer's business
-
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The only writer of all threads and processes: what was read stays true until what follows is written."""
-        with self._one_at_a_time, self._errors("write"):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        """Of all threads, too."""
+        with self._one_at_a_time, super()._transaction() as db:
+            yield db
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -295,13 +230,6 @@ class BitLedger:
                 yield self._db
             finally:
                 self._db.execute("ROLLBACK")
-
-    @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise LedgerError(f"cannot {doing} the ledger of bits {self.path}: {error}") from error
 
     def _spending(self, tenant: str, task: str, version: str, bits: float, *, fresh: bool) -> int:
         """The row of that version, begun if there is none."""
