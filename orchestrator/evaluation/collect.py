@@ -22,6 +22,7 @@ from orchestrator.consumer import rebuild_head
 from orchestrator.evaluation.attacks.base import FloatArray, ImageArray
 from orchestrator.evaluation.jobs import check_classification
 from orchestrator.evaluation.leakage import TaskFeatures
+from orchestrator.evaluation.row_bounds import measured_rate
 from orchestrator.feature_cache import FeatureCache
 from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.network import BoundedNetworkConfig, NetworkConfig, freeze
@@ -104,7 +105,9 @@ def collect(
         if given.channel is not None:
             secret = NoiseKey.load(noise_key_path(storage, catalog.name))
             vectors[task] = {subset: s.reshape(len(s), -1) for subset, s in given.features.items()}
+            rate = measured_rate(given.channel, vectors[task], training.labels[task])
             given = _released(given, secret, version=published_version(encoder, record), images=training)
+            given = dataclasses.replace(given, rate=rate)
         features[task] = given
     return Published(
         encoder=encoder,

@@ -177,6 +177,8 @@ def test_a_bounded_feature_is_evaluated_beside_what_bounds_it(home, write_parque
     for row in numbers["leakage"]["rows"]:
         assert row["bound"]["bits"] == pytest.approx(4.0)
         assert row["bound"]["accuracy"] == 1.0 or row["target"] == "who"
+        assert row["rate_bound"]["bits"] <= row["bound"]["bits"]
+        assert row["rate_bound"]["accuracy"] <= row["bound"]["accuracy"]
         assert all(not attack["crashed"] for attack in row["attacks"])
     assert [feature["task"] for feature in numbers["bounded"]] == ["pose", "glasses"]
     for feature in numbers["bounded"]:

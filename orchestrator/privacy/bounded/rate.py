@@ -108,7 +108,8 @@ def rate_bound(s: NDArray[np.floating], tau: float, prior: MixturePrior) -> Rate
         n=n,
         assumption=(
             "images are drawn as the held-out ones were, independently, and none of these was used to fit the prior or "
-            "the feature; says nothing of images of another kind, for which the capacity bound holds"
+            "the feature; there are enough of them for Student's t; says nothing of images of another kind, for which "
+            "the capacity bound holds"
         ),
     )
 
