@@ -27,7 +27,7 @@ from orchestrator.evaluation.jobs import (
     run_jobs,
 )
 from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow, coalition_name
-from orchestrator.evaluation.row_bounds import capacity_row_bound, rate_row_bound
+from orchestrator.evaluation.row_bounds import capacity_row_bound, label_shares, rate_row_bound
 from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.bounded.rate import RateBound
 from tasks.spec import TaskSpec
@@ -131,6 +131,7 @@ def _row(
         chance_balanced=1 / len(np.unique(test_j)),
         target_bits=entropy_bits(test_j),
         floor=label_floor((known_i, known_j), (test_i, test_j)),
+        target_shares=tuple(label_shares(test_j)),
         bound=capacity_row_bound(channels, test_j),
         rate_bound=rate_row_bound(channels, rates, test_i, test_j, own=head),
     )

@@ -140,6 +140,8 @@ class LeakageRow:
     """H(Y) of the test labels: as many bits as there are to read."""
     floor: Floor
     """From the label of the feature's own task alone."""
+    target_shares: tuple[float, ...] = ()
+    """How frequent each label is among the test rows: with bits, it gives the bound."""
     bound: Bound | None = None
     """Of a bounded feature, or of several, by capacity: whatever the images."""
     rate_bound: Bound | None = None
@@ -228,6 +230,7 @@ class LeakageRow:
             "chance": self.chance,
             "chance_balanced": self.chance_balanced,
             "target_bits": self.target_bits,
+            "target_shares": list(self.target_shares),
             "floor": self.floor.accuracy,
             "floor_balanced": self.floor.balanced_accuracy,
             "leak": self.leak,

@@ -10,6 +10,7 @@ from orchestrator.evaluation.comparison import Point
 from orchestrator.evaluation.document import Figures
 from orchestrator.evaluation.evaluation import Evaluation
 from orchestrator.evaluation.examples import Examples, picture_rows
+from orchestrator.evaluation.figures.bits import bits_curve, has_bits_curve
 from orchestrator.evaluation.figures.curves import has_epsilon_curve, has_omega_curve, omega_curve, privacy_utility
 from orchestrator.evaluation.figures.leakage import leakage_heatmap
 from orchestrator.evaluation.figures.pictures import SplitPoint, quality_by_split, reconstruction_grid
@@ -145,6 +146,19 @@ def _curves(drawn: Drawn, points: Sequence[Point]) -> tuple[Picture, ...]:
                 caption="Each task's accuracy, what the best attacker reads (whole lines), and what the swap test "
                 "finds (dashed), over what needs no feature.",
                 alt="Two panels over omega: own accuracy, and the excess of attackers and of the swap test.",
+            )
+        )
+    if has_bits_curve(points):
+        found.append(
+            drawn.add(
+                "bits",
+                bits_curve(points),
+                title="Over bits",
+                caption="Each task's own accuracy (black), and for each label that was not bought the best attacker "
+                "(whole lines), what no attacker exceeds (dashed: by capacity, for any images; crosses: by the "
+                "measured rate, for images like these), and what needs no feature (dotted). Right of the bar: features "
+                "that nothing bounds.",
+                alt="A panel for each task, over the bits of its feature: own accuracy, attackers, and their bounds.",
             )
         )
     return tuple(found)
