@@ -86,7 +86,7 @@ def _panel(
     ax.set_xticks([*ticks, *places.values()], [*(f"{bits:.3g}" for bits in ticks), *map(_name, places)], fontsize=8)
     if places:
         ax.axvline(1.07 * widest, color=BASELINE, linewidth=0.8)
-    ax.set_xlim(0, max(1.05 * widest, *(place + 0.12 * widest for place in places.values())))
+    ax.set_xlim(0, max([1.05 * widest, *(place + 0.12 * widest for place in places.values())]))
     ax.set_ylim(0, 103)
     ax.set_xlabel("bits of an image at most" + (" | not bounded" if places else ""))
     plain_axes(ax)

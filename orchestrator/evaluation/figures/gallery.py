@@ -13,9 +13,10 @@ from orchestrator.evaluation.examples import Examples, picture_rows
 from orchestrator.evaluation.figures.bits import bits_curve, has_bits_curve
 from orchestrator.evaluation.figures.curves import has_epsilon_curve, has_omega_curve, omega_curve, privacy_utility
 from orchestrator.evaluation.figures.leakage import leakage_heatmap
-from orchestrator.evaluation.figures.pictures import SplitPoint, quality_by_split, reconstruction_grid
+from orchestrator.evaluation.figures.pictures import SplitPoint, feature_rows, quality_by_split, reconstruction_grid
 from orchestrator.evaluation.figures.projection import task_projection
 from orchestrator.evaluation.leakage import TaskFeatures
+from orchestrator.evaluation.reconstruction.collect import ENCODER
 from orchestrator.report.figure import picture_of
 from orchestrator.report.page import Picture
 
@@ -102,6 +103,17 @@ def _reconstruction(
                 title="Images got back",
                 caption="Test images, and what the best attacker made of the encoder's output for them.",
                 alt="A row of test images, and below it for each encoder a row of the images that were got back.",
+            )
+        )
+    if rows := feature_rows(evaluation.reconstruction, but=ENCODER):
+        found.append(
+            drawn.add(
+                "reconstruction_by_task",
+                reconstruction_grid(rows, data_set=evaluation.subject.data_name, allow_people=True),
+                title="Images got back from what tenants receive",
+                caption="What the best attacker made of each task's feature, above the mean image of the class that "
+                "the task's own head names.",
+                alt="A row of test images, and below it two rows for each task.",
             )
         )
     splits = [split for point in points if (split := _split_point(point)) is not None]
