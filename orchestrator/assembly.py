@@ -136,12 +136,7 @@ class SessionPlan:
             raise ConfigError("bounded features need noise, and no others have any: give network and noise together")
         if self.channel is not None and self.dp is not None:
             raise ConfigError("bounded features are not trained under DP: leave out one of the two")
-        dense = [task for task, spec in self.data.specs.items() if spec.head != "classifier"]
-        if self.channel is not None and dense:
-            raise ConfigError(
-                f"bounded features are for classification so far, and {', '.join(dense)} is none: train it without "
-                "--task-privacy bounded"
-            )
+        _ = self.shape  # or the features do not fit
         if self.frozen and self.encoder is None:
             raise ConfigError("a frozen encoder needs weights")
         if self.dp is not None and self.dissimilarity.omega > 0:

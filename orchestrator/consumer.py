@@ -37,7 +37,8 @@ class ConsumerConfig:
     """How a tenant trains its head. These are the tenant's own choices."""
 
     head: str = "backbone"
-    """``backbone``: the rest of the backbone, as the paper; ``linear``: pooling and one linear layer."""
+    """``backbone``: the rest of the backbone, as the paper; ``linear``: pooling and one linear layer; ``mlp``: for
+    short vectors. A task that answers with a map has a head of convolutions, whatever is said here."""
     optimiser: OptimiserConfig = OptimiserConfig()
     total_steps: int
     """Steps of the whole training, for the learning-rate schedule."""
@@ -53,11 +54,11 @@ class Consumer:
     def __init__(self, offer: TaskOffer, config: ConsumerConfig, *, device: torch.device | None = None) -> None:
         self._offer, self._config = offer, config
         self._device = device or torch.device("cpu")
-        self._head_config = HeadConfig(
+        self._head_config = HeadConfig.for_task(
+            offer.spec,
             kind=config.head,
             backbone=offer.backbone,
             split_index=offer.split_index,
-            n_outputs=offer.spec.n_outputs,
             feature_shape=tuple_of_three(offer.contract.shape),
         )
         self._head = build_head(self._head_config, seed=derive_seed(config.seed, "head", self.task)).to(self._device)
@@ -79,7 +80,8 @@ class Consumer:
 
     def receive_labels(self, sealed: SealedLabels) -> None:
         """Open and keep one subset's labels."""
-        self._labels[sealed.subset] = open_labels(sealed, self._key, task=self.task, subset=sealed.subset)
+        shape = self._offer.spec.label_shape
+        self._labels[sealed.subset] = open_labels(sealed, self._key, task=self.task, subset=sealed.subset, shape=shape)
 
     def learn(self, batch: FeatureBatch) -> FeatureGradient:
         """One step of the head on dL/dM, and dL/dz back, for the mean loss L over the batch."""
@@ -102,9 +104,9 @@ class Consumer:
                 self._head(self._tensor(batch.features[i : i + chunk])).cpu().numpy()
                 for i in range(0, len(batch.example_ids), chunk)
             ]
-        targets = self._targets(batch)
-        metrics = compute_metrics(self._offer.spec, np.concatenate(logits), targets)
-        return EvaluationReport(task=self.task, subset=batch.subset, n_examples=len(targets), metrics=metrics)
+        labels = self._labels_of(batch)
+        metrics = compute_metrics(self._offer.spec, np.concatenate(logits), labels)
+        return EvaluationReport(task=self.task, subset=batch.subset, n_examples=len(labels), metrics=metrics)
 
     def head(self) -> HeadWeights:
         """The head, for publication by the operator of a hosted tenant."""
@@ -133,7 +135,7 @@ class Consumer:
     def _step(self, batch: FeatureBatch) -> tuple[NDArray[np.float32], float]:
         self._head.train()
         z = self._tensor(batch.features).requires_grad_()
-        targets = torch.from_numpy(self._targets(batch)).to(self._device)
+        targets = torch.from_numpy(self._offer.spec.targets(self._labels_of(batch))).to(self._device)
         loss = self._loss(self._head(z), targets).mean()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self.task, batch.step, float(loss))
@@ -148,7 +150,7 @@ class Consumer:
         # A copy: what Ray hands over is a read-only view of memory that others share.
         return torch.tensor(features, device=self._device)
 
-    def _targets(self, batch: FeatureBatch) -> NDArray[np.int64]:
+    def _labels_of(self, batch: FeatureBatch) -> NDArray[np.int64]:
         labels = self._labels[batch.subset]
         if len(batch.example_ids) and (batch.example_ids.min() < 0 or batch.example_ids.max() >= len(labels)):
             raise ProtocolError(f"task {self.task!r} was sent an example id outside 0..{len(labels) - 1}")

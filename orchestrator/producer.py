@@ -93,7 +93,12 @@ class Producer:
         """The labels of ``key.task`` for one subset, sealed to its tenant. No other task's labels can be asked for."""
         offer = self._offer(key.task)
         return seal_labels(
-            self._labels[key.task][subset], task=key.task, subset=subset, key=key, n_classes=offer.spec.n_outputs
+            self._labels[key.task][subset],
+            task=key.task,
+            subset=subset,
+            key=key,
+            n_classes=offer.spec.n_labels,
+            shape=offer.spec.label_shape,
         )
 
     # -- the protocol ----------------------------------------------------------------------------------------------

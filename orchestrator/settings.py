@@ -129,10 +129,13 @@ class TaskPrivacySettings:
     """dissimilarity: features of different tasks are pushed apart, as in the paper, which guarantees nothing; bounded:
     each feature is a short vector under noise, which carries at most so many bits of its image, whoever asks."""
     feature_bits: float | None = None
-    """With bounded: at most so many bits an image. More serve a task better, up to a point: two classes take 1 bit, 26
-    take 4.7, and what is left over is there for others to read."""
+    """With bounded: at most so many bits an image, those of all its cells together. More serve a task better, up to a
+    point: two classes take 1 bit, 26 take 4.7, and what is left over is there for others to read."""
+    feature_cells: int = 1
+    """With bounded: into how many cells the feature is cut, as a square map of vectors (16: 4x4), each with an equal
+    share of the bits. For tasks that answer with a map; a class needs one."""
     feature_dimensions: int | None = None
-    """With bounded, in place of the bits: numbers in the vector, whose mean square is 1."""
+    """With bounded, in place of the bits: numbers in the vector of a cell, whose mean square is 1."""
     feature_noise: float | None = None
     """With bounded, in place of the bits: standard deviation of the noise on each of them."""
     omega: float | None = None
@@ -151,9 +154,9 @@ class TaskPrivacySettings:
     def __post_init__(self) -> None:
         bits = self.feature_bits is not None
         parts = (self.feature_dimensions is not None, self.feature_noise is not None)
-        if self.task_privacy != "bounded" and (bits or any(parts)):
+        if self.task_privacy != "bounded" and (bits or any(parts) or self.feature_cells != 1):
             raise ConfigError(
-                "--feature-bits, --feature-dimensions and --feature-noise are of bounded features: "
+                "--feature-bits, --feature-cells, --feature-dimensions and --feature-noise are of bounded features: "
                 "give --task-privacy bounded, or leave them out"
             )
         if self.task_privacy == "bounded":
@@ -167,15 +170,16 @@ class TaskPrivacySettings:
                     "--task-privacy bounded needs to know how much a feature may tell: give --feature-bits, for "
                     "instance 4, or both --feature-dimensions and --feature-noise"
                 )
-        _ = self.channel, self.dissimilarity  # what they refuse is refused before anything is read
+        # What they refuse is refused before anything is read.
+        _ = self.dissimilarity, self.channel and self.channel.side
 
     @property
     def channel(self) -> ChannelConfig | None:
         """Of every task of the command; None: features are not bounded."""
         if self.feature_bits is not None:
-            return ChannelConfig.for_bits(self.feature_bits)
+            return ChannelConfig.for_bits(self.feature_bits, cells=self.feature_cells)
         if self.feature_dimensions is not None and self.feature_noise is not None:
-            return ChannelConfig(dimensions=self.feature_dimensions, noise=self.feature_noise)
+            return ChannelConfig(dimensions=self.feature_dimensions, noise=self.feature_noise, cells=self.feature_cells)
         return None
 
     @property
@@ -234,6 +238,8 @@ class TrainSettings:
                 f"{self.private!r} is the private attribute and also in --tasks: "
                 "an attribute is either hidden or sold; take it out of one of the two"
             )
+        if self.phase != "tasks":  # otherwise the encoder is a published one
+            _ = self.task_privacy.network(self.network).task_shape(self.data.image_size)  # or cells do not fit
         if not self.tasks and self.phase != "encoder":
             raise ConfigError(
                 "no task to train: name at least one with --tasks, or train only the encoder: --phase encoder"

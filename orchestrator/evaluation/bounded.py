@@ -56,28 +56,32 @@ def measure_bounded(published: Published) -> tuple[BoundedFeature, ...]:
     found = []
     for task, given in published.features.items():
         if given.channel is not None and given.rate is not None and not given.private:
-            own, y = own_accuracy(given, published.labels), published.labels[task]["test"]
+            own = own_accuracy(given, published.labels)
+            y = published.labels[task]["test"] if task in published.labels else None
             found.append(bounded_feature(task, given.channel, given.rate, y, own=own))
     return tuple(found)
 
 
 def bounded_feature(
-    task: str, channel: ChannelConfig, rate: RateBound, test_y: LabelArray, *, own: float | None
+    task: str, channel: ChannelConfig, rate: RateBound, test_y: LabelArray | None, *, own: float | None
 ) -> BoundedFeature:
-    """``own`` is the accuracy of the task's head on the test rows, whose own labels are ``test_y`` (N,)."""
-    return BoundedFeature(
-        task=task, channel=channel, rate=rate, task_bits=None if own is None else least_task_bits(own, test_y)
-    )
+    """``own`` is the accuracy of the task's head on the test rows, whose own labels are ``test_y`` (N,).
+
+    None for both where the task answers with a map.
+    """
+    task_bits = None if own is None or test_y is None else least_task_bits(own, test_y)
+    return BoundedFeature(task=task, channel=channel, rate=rate, task_bits=task_bits)
 
 
 def bounded_sheet(features: Sequence[BoundedFeature]) -> Sheet:
     """One row a feature."""
     return Sheet(
         title="What bounded features carry",
-        names=["feature", "numbers", "noise", "bits at most", "rate", "rate at most", "its task takes"],
+        names=["feature", "cells", "numbers", "noise", "bits at most", "rate", "rate at most", "its task takes"],
         rows=[
             [
                 f.task,
+                str(f.channel.cells),
                 str(f.channel.dimensions),
                 f"{f.channel.noise:.3g}",
                 f"{f.channel.bits_per_image:.2f}",
@@ -88,8 +92,8 @@ def bounded_sheet(features: Sequence[BoundedFeature]) -> Sheet:
             for f in features
         ],
         words=frozenset({"feature"}),
-        note="Bits of one image. bits at most: the capacity of the channel, for any image and any attacker. rate: "
-        "measured on test rows, for images like these; at most: the upper end of its 95 % interval. its task takes, at "
-        "least: what the lower end of the accuracy of the task's own head proves to be used. Releases of different "
-        "images of a person add up, and so do those of several tasks.",
+        note="Bits of one image, all cells together; numbers: of a cell. bits at most: the capacity of the channel, "
+        "for any image and any attacker. rate: measured on test rows, for images like these; at most: the upper end of "
+        "its 95 % interval. its task takes, at least: what the lower end of the accuracy of the task's own head proves "
+        "to be used. Releases of different images of a person add up, and so do those of several tasks.",
     )

@@ -333,7 +333,7 @@ def _task_facts(subject: Subject, task: str) -> str:
     module = record.module_config.get("kind", "unknown")
     channel = record.module_config.get("channel")
     bits = "" if channel is None else f"; {rounded_up(ChannelConfig.from_json(channel).bits_per_image)} bits at most"
-    return f"version {record.version}, {kind}; module {module}; {len(record.spec.classes)} classes{bits}"
+    return f"version {record.version}, {kind}; module {module}; {record.spec.answers}{bits}"
 
 
 def _ledger_facts(subject: Subject) -> list[tuple[str, str]]:

@@ -63,10 +63,11 @@ def evaluate_leakage(
 ) -> LeakageReport:
     """Attack every released feature for every other target, and every two of them together if the budget says so.
 
-    ``labels`` names the targets: all tasks, the private one included, and any other label column; ``specs`` says what
-    they are. ``images`` (subset to (N, S, S, 3)) are those that attackers own; without them some attacks are skipped.
-    Raises `DataError` or `UnknownNameError` where arrays are missing or do not fit, or a target has no classes. An
-    attack that fails does not stop the evaluation: it is reported as crashed.
+    ``labels`` names the targets: all tasks, the private one included, and any other label column, but not those of
+    tasks that answer with a map, whose features are attacked all the same; ``specs`` says what they are. ``images``
+    (subset to (N, S, S, 3)) are those that attackers own; without them some attacks are skipped. Raises `DataError` or
+    `UnknownNameError` where arrays are missing or do not fit, or a target has no classes. An attack that fails does not
+    stop the evaluation: it is reported as crashed.
     """
     _check(features, labels, specs, budget, images)
     released = {task: f.features for task, f in features.items() if not f.private}
@@ -138,11 +139,16 @@ def _row(
 
 
 def _joint_labels(ground: Ground, coalition: Coalition) -> Mapping[str, LabelArray]:
-    """Subset to one number for all that the coalition's own labels say together."""
-    sizes = tuple(ground.n_classes[task] for task in coalition)
+    """Subset to one number for all that the coalition's own labels say together; 0 where none is a class."""
+    labelled = [task for task in coalition if task in ground.labels]
+    sizes = tuple(ground.n_classes[task] for task in labelled)
+    subsets = (*ground.budget.subsets, "test")
+    if not labelled:
+        some = next(iter(ground.labels.values()))
+        return {subset: np.zeros(len(some[subset]), dtype=np.int64) for subset in subsets}
     return {
-        subset: np.ravel_multi_index(tuple(ground.labels[task][subset] for task in coalition), sizes).astype(np.int64)
-        for subset in (*ground.budget.subsets, "test")
+        subset: np.ravel_multi_index(tuple(ground.labels[task][subset] for task in labelled), sizes).astype(np.int64)
+        for subset in subsets
     }
 
 
@@ -190,7 +196,7 @@ def _check(
             _check_images(images, {subset: len(by_subset[subset]) for subset in budget.subsets})
     check_classification(specs[target] for target in labels)
     for task, given in features.items():
-        if given.spec.name != task or (task not in labels and not given.private):
+        if given.spec.name != task or (task not in labels and not given.private and not given.spec.dense):
             raise DataError(
                 f"the features of {task!r} need labels of the same name; labels: {', '.join(sorted(labels))}"
             )

@@ -24,13 +24,17 @@ _DECIMALS = 9
 def measured_rate(
     channel: ChannelConfig, vectors: Mapping[str, FloatArray], labels: Mapping[str, LabelArray]
 ) -> RateBound:
-    """Of the test rows, from s (N, D) and the labels of the feature's own task, by subset.
+    """Of the test rows, from s (N, D) or (N, D, H, W) and the labels of the feature's own task, by subset.
 
-    The density is fitted on all other subsets: most of them are as new to the feature as the test rows.
+    The density is fitted on all other subsets: most of them are as new to the feature as the test rows. For a map it is
+    one for each cell, and of one class where the labels are no classes.
     """
     others = [subset for subset in vectors if subset != "test"]
     s, y = (np.concatenate([by_subset[subset] for subset in others]) for by_subset in (vectors, labels))
-    return rate_bound(vectors["test"], channel.noise, MixturePrior.fit(s, y, tau=channel.noise))
+    y = y if y.ndim == 1 else np.zeros(len(y), dtype=np.int64)
+    cells = s.reshape(*s.shape[:2], -1)
+    priors = [MixturePrior.fit(cells[..., cell], y, tau=channel.noise) for cell in range(cells.shape[-1])]
+    return rate_bound(vectors["test"], channel.noise, priors)
 
 
 def capacity_row_bound(channels: Sequence[ChannelConfig | None], test_y: LabelArray) -> Bound | None:

@@ -1,4 +1,4 @@
-"""V_i: what makes a short vector of known power out of a map, as a bounded feature needs it (SPEC E.7).
+"""V_i: what makes short vectors of known power out of a map, as a bounded feature needs them (SPEC E.7).
 
 Axes: B examples, C channels, H and W of a map, D dimensions of the vector.
 """
@@ -43,6 +43,31 @@ class BoundedVector(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """s. Raises `NonFiniteFeatureError` if the module has diverged."""
         return power_normalise(self.layers(x_BCHW))[:, :, None, None]
+
+
+class BoundedMap(nn.Module):
+    """(B, C, H, W) to s of (B, D, side, side): ||s||^2 = D in every cell, for every example and any weights.
+
+    What a cell's vector tells may be of the whole image: its power is bounded, and not what it has seen.
+    """
+
+    def __init__(self, channels: int, dimensions: int, side: int) -> None:
+        super().__init__()
+        width = min(channels, MAX_WIDTH)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.GroupNorm(_groups(width), width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(side),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(_groups(width), width),
+            nn.ReLU(),
+            nn.Conv2d(width, dimensions, 1),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """s. Raises `NonFiniteFeatureError` if the module has diverged."""
+        return power_normalise(self.layers(x_BCHW))
 
 
 class _Halving(nn.Conv2d):

@@ -218,12 +218,10 @@ class Guarantee:
             return []
         from orchestrator.privacy.bounded.bounds import local_dp_epsilon
 
-        d, tau = self.channel.dimensions, self.channel.noise
         epsilon = local_dp_epsilon(self.channel, LOCAL_DELTA)
         return [
             f"Each feature of this task carries at most {self._bits} bits about its image, whatever the attacker "
-            f"knows or computes: it is {d} numbers of mean square 1 under Gaussian noise of standard deviation "
-            f"{tau:.4g}, and that is the capacity of such a channel.",
+            f"knows or computes: it is {self._numbers}, and that is the capacity of such a channel.",
             "Asking again for the same image gives the same noise, and tells nothing new. Features of several images "
             "of the same person add up, and so do those of several tasks or versions of one image.",
             f"In training its tenant was sent each training and validation image {self.epochs} times, once an epoch "
@@ -233,6 +231,16 @@ class Guarantee:
             "images; the bits are the useful bound.",
             "This holds as long as the producer's noise key is secret, and says nothing of what the weights tell.",
         ]
+
+    @property
+    def _numbers(self) -> str:
+        assert self.channel is not None
+        d, tau, cells = self.channel.dimensions, self.channel.noise, self.channel.cells
+        vector = f"{d} numbers of mean square 1 under Gaussian noise of standard deviation {tau:.4g}"
+        if cells == 1:
+            return vector
+        per_cell = rounded_up(self.channel.bits_per_cell)
+        return f"a map of {cells} cells of at most {per_cell} bits each, every one {vector}"
 
     def _task_privacy(self) -> str:
         if not self.task_privacy and self.channel is not None:

@@ -96,11 +96,13 @@ def notes_on_bounded(plan: SessionPlan) -> list[str]:
     channel = plan.channel
     if channel is None:
         return []
+    cells = "" if channel.cells == 1 else f"{channel.cells} cells of {channel.bits_per_cell:.3g} bits, each "
     told = [
-        f"features of at most {channel.bits_per_image:.2f} bits: {channel.dimensions} numbers under noise "
-        f"{channel.noise:.3g}"
+        f"features of at most {channel.bits_per_image:.2f} bits an image: {cells}{channel.dimensions} numbers under "
+        f"noise {channel.noise:.3g}"
     ]
-    if plan.network.tenant_head != plan.network.head:
+    classified = any(not spec.dense for spec in plan.data.specs.values())
+    if plan.network.tenant_head != plan.network.head and classified:
         told.append(f"the heads are {plan.network.tenant_head}: the rest of the backbone takes no such feature")
     left_out = sorted(set(plan.fixed_modules) - set(plan.kept_apart_from))
     if left_out and plan.dissimilarity.omega > 0:

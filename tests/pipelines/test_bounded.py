@@ -51,7 +51,7 @@ def channels(home: Path) -> dict[str, ChannelConfig | None]:
 def test_bounded_tasks_are_published_with_their_bound_behind_an_encoder_that_knows_of_none(home, write_parquet, capsys):
     assert run_train("--data", write_parquet(), "--tasks", "pose,glasses", "--epsilon", "8", *BOUNDED) == 0
     told = capsys.readouterr().out
-    assert "features of at most 4.00 bits: 3 numbers under noise" in told
+    assert "features of at most 4.00 bits an image: 3 numbers under noise" in told
     assert "the heads are mlp" in told
     assert "carries at most 4.00 bits about its image" in told
     records = catalog(home).tasks("1")
@@ -134,6 +134,9 @@ def test_a_lost_key_is_not_replaced_while_features_are_published_under_it(home, 
     ("flags", "said"),
     [
         (["--feature-bits", "4"], "give --task-privacy bounded"),
+        (["--feature-cells", "4"], "give --task-privacy bounded"),
+        ([*BOUNDED, "--feature-cells", "6"], "a square map"),
+        ([*BOUNDED, "--feature-cells", "64"], "64 vectors an image do not fit a map of 4x4: use at most 16 cells"),
         (["--task-privacy", "bounded"], "give --feature-bits"),
         ([*BOUNDED, "--feature-noise", "0.5"], "--feature-bits chooses dimensions and noise itself"),
         (["--task-privacy", "bounded", "--feature-bits", "-1"], "must be a finite number > 0"),
@@ -222,3 +225,42 @@ def test_a_hijacker_of_a_bounded_feature_is_measured_on_bounded_features(home, w
     assert run_evaluate("--budget", "full", "--parts", "hijack", "--out", str(tmp_path / "out")) == 0
     reports = json.loads((tmp_path / "out" / "evaluation.json").read_text())["hijack"]
     assert [report["feature_shape"] for report in reports] == [[3, 1, 1]] * 2
+
+
+def digits_catalog(home: Path) -> Catalog:
+    return Catalog(f"sqlite:///{home}/mlflow.db", "digits")
+
+
+def test_a_task_that_answers_with_a_map_is_added_in_bits_an_image_cell_by_cell_and_evaluated(home, tmp_path, capsys):
+    assert run_train("--private", "parity", "--tasks", "loop", *BOUNDED) == 0
+    before = digits_catalog(home).published_hashes("1")
+    dense = ["--task-privacy", "bounded", "--feature-bits", "32", "--feature-cells", "16"]
+    assert run_add("thumbnail", *dense, "--epsilon", "4") == 2
+    capsys.readouterr()
+    assert run_add("thumbnail", *dense) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "at most 32.00 bits an image: 16 cells of 2 bits, each 2 numbers under noise" in told
+    assert "a map of 16 cells of at most 2.00 bits each, every one 2 numbers of mean square 1" in told
+    assert "the heads are mlp" not in told
+    after = digits_catalog(home).published_hashes("1")
+    assert {name: after[name] for name in before} == before
+    record = digits_catalog(home).tasks("1")["thumbnail"]
+    channel = Guarantee.from_json(dict(record.guarantee)).channel
+    assert channel == ChannelConfig.for_bits(32.0, cells=16) and channel.bits_per_image == pytest.approx(32)
+    assert record.spec.shape == (1, 16, 16) and record.head_config["kind"] == "map"
+    assert record.head_config["feature_shape"] == [2, 4, 4] and record.metrics["psnr"] > 5
+    out = tmp_path / "out"
+    assert run_evaluate("--parts", "leakage,reconstruction", "--attacks", "linear", "--out", str(out)) == 0
+    numbers = json.loads((out / "evaluation.json").read_text())
+    rows = {(row["feature"], row["target"]): row for row in numbers["leakage"]["rows"]}
+    assert set(rows) == {("loop", "parity"), ("thumbnail", "loop"), ("thumbnail", "parity")}
+    assert rows["thumbnail", "loop"]["bound"]["bits"] == pytest.approx(32)
+    assert rows["thumbnail", "loop"]["rate_bound"]["bits"] < 32, "two epochs old, it does not use all that it may"
+    assert [f["task"] for f in numbers["bounded"]] == ["loop", "thumbnail"]
+    assert {row["feature"] for row in numbers["reconstruction"]["rows"]} == {"encoder", "loop", "thumbnail"}
+    assert "a map of 1x16x16; 32.00 bits at most" in (out / "report.html").read_text()
+
+
+def test_a_map_is_not_what_phase_one_is_trained_on(home, capsys):
+    assert run_train("--private", "thumbnail", "--tasks", "loop", "--epsilon", "8") == 2
+    assert "thumbnail answers with a map, and what is trained in phase 1" in capsys.readouterr().err

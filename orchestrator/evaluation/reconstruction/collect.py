@@ -50,7 +50,7 @@ def collect_shown(catalog: Catalog, published: Published, *, white_box: bool = T
         module = build_module(ModuleConfig.from_json(dict(record.module_config)), seed=0)
         module.load_state_dict(dict(state))
         answers = None
-        if given.head is not None:
+        if given.head is not None and not given.spec.dense:
             answers = {subset: head_logits(given.head, z).argmax(axis=1) for subset, z in given.features.items()}
         shown[task] = ShownFeature(features=given.features, network=network(module), task=task, answers=answers)
     return Shown(

@@ -206,6 +206,6 @@ def test_the_table_has_a_column_for_the_bound_with_a_dash_where_there_is_none():
 
 def test_the_sheet_says_what_its_columns_mean(feature):
     sheet = bounded_sheet([feature])
-    assert sheet.rows[0][:4] == ["pose", "2", "0.5", "2.32"]
+    assert sheet.rows[0][:5] == ["pose", "1", "2", "0.5", "2.32"]
     assert len(sheet.rows[0]) == len(sheet.names)
     assert "capacity" in sheet.note and "95 %" in sheet.note
