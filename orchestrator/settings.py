@@ -138,6 +138,9 @@ class TaskPrivacySettings:
     """With bounded, in place of the bits: numbers in the vector of a cell, whose mean square is 1."""
     feature_noise: float | None = None
     """With bounded, in place of the bits: standard deviation of the noise on each of them."""
+    feature_noise_kind: Literal["keyed", "fresh"] = "keyed"
+    """With bounded, of what is released after training. keyed: the same image has the same noise whenever it is asked
+    for, so that asking again tells nothing new; fresh: every release has noise of its own, and is charged again."""
     omega: float | None = None
     """Weight of the dissimilarity term; 0 leaves it out. Default: 0.001 (the paper's, in which every pair counts
     twice), and 0 with bounded."""
@@ -154,10 +157,11 @@ class TaskPrivacySettings:
     def __post_init__(self) -> None:
         bits = self.feature_bits is not None
         parts = (self.feature_dimensions is not None, self.feature_noise is not None)
-        if self.task_privacy != "bounded" and (bits or any(parts) or self.feature_cells != 1):
+        others = self.feature_cells != 1 or self.feature_noise_kind != "keyed"
+        if self.task_privacy != "bounded" and (bits or any(parts) or others):
             raise ConfigError(
-                "--feature-bits, --feature-cells, --feature-dimensions and --feature-noise are of bounded features: "
-                "give --task-privacy bounded, or leave them out"
+                "--feature-bits, --feature-cells, --feature-dimensions, --feature-noise and --feature-noise-kind are "
+                "of bounded features: give --task-privacy bounded, or leave them out"
             )
         if self.task_privacy == "bounded":
             if bits and any(parts):

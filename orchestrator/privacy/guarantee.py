@@ -92,6 +92,8 @@ class Guarantee:
     """Of the task's feature; None where nothing bounds it, and for an encoder."""
     epochs: int | None = None
     """In which a bounded task's tenant was sent the training images, with other noise each time."""
+    noise_kind: str | None = None
+    """Of what is released of a bounded task: one of `NOISE_KINDS`; None, in older statements, is keyed."""
 
     def __post_init__(self) -> None:
         if self.mode not in _PARTS:
@@ -105,6 +107,8 @@ class Guarantee:
             raise ConfigError(f"mode {self.mode!r} does not go with a guaranteed epsilon of {self.epsilon}")
         if (self.channel is None) != (self.epochs is None):
             raise ConfigError("a bounded feature comes with the epochs in which it was trained, and no other does")
+        if self.noise_kind is not None and (self.channel is None or self.noise_kind not in NOISE_KINDS):
+            raise ConfigError(f"the noise of a bounded feature is {' or '.join(NOISE_KINDS)}, got {self.noise_kind!r}")
         if (self.epsilon is not None or self.nominal_epsilon is not None) and self.delta is None:
             raise ConfigError("an epsilon without its delta means nothing")
 
@@ -222,8 +226,9 @@ class Guarantee:
         return [
             f"Each feature of this task carries at most {self._bits} bits about its image, whatever the attacker "
             f"knows or computes: it is {self._numbers}, and that is the capacity of such a channel.",
-            "Asking again for the same image gives the same noise, and tells nothing new. Features of several images "
-            "of the same person add up, and so do those of several tasks or versions of one image.",
+            self._asked_again,
+            "Features of several images of the same person add up, and so do those of several tasks or versions of one "
+            "image.",
             f"In training its tenant was sent each training and validation image {self.epochs} times, once an epoch "
             "and each time with other noise: for these images the bound is so many times as large, and once more for "
             "what is published.",
@@ -231,6 +236,15 @@ class Guarantee:
             "images; the bits are the useful bound.",
             "This holds as long as the producer's noise key is secret, and says nothing of what the weights tell.",
         ]
+
+    @property
+    def _asked_again(self) -> str:
+        if self.noise_kind == "fresh":
+            return (
+                f"Every release has noise of its own: whoever asks n times for the same image is told up to n times "
+                f"{self._bits} bits, each of which is charged."
+            )
+        return "Asking again for the same image gives the same noise, and tells nothing new."
 
     @property
     def _numbers(self) -> str:
@@ -252,7 +266,9 @@ class Guarantee:
 
 LOCAL_DELTA: Final = 1e-5
 """At which the local differential privacy of a bounded feature is stated."""
-_LATER: Final = ("channel", "epochs")
+NOISE_KINDS: Final = ("keyed", "fresh")
+"""keyed: a function of the image, so that asking again tells nothing new; fresh: another draw for each release."""
+_LATER: Final = ("channel", "epochs", "noise_kind")
 """Keys that statements of other tasks do not have, nor those that were published before there were bounded features."""
 _NUMBER: Final = ((float, int), "a number")
 _MAYBE: Final = ((float, int, type(None)), "a number or null")
@@ -277,6 +293,7 @@ _JSON_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "task_privacy": _TEXT,
     "channel": ((Mapping, type(None)), "an object or null"),
     "epochs": ((int, type(None)), "a whole number or null"),
+    "noise_kind": ((str, type(None)), "text or null"),
 }
 
 

@@ -107,7 +107,12 @@ def _add_task(
                 head_config=head.config,
                 head_state=head.state,
                 metrics=session.test[settings.task].metrics,
-                guarantee=with_bound(guarantee, module_config, epochs=session.trained_epochs),
+                guarantee=with_bound(
+                    guarantee,
+                    module_config,
+                    epochs=session.trained_epochs,
+                    noise_kind=settings.task_privacy.feature_noise_kind,
+                ),
                 dissimilarity=settings.task_privacy.dissimilarity,
             )
         ]

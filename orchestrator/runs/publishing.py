@@ -80,10 +80,12 @@ def guarantee_of(encoder: EncoderRecord, *, task_privacy: DissimilarityConfig) -
     )
 
 
-def with_bound(guarantee: Guarantee, module_config: ModuleConfig, *, epochs: int) -> Guarantee:
+def with_bound(guarantee: Guarantee, module_config: ModuleConfig, *, epochs: int, noise_kind: str) -> Guarantee:
     """The guarantee of a task after so many epochs of a session: with the bound on its feature, if there is one."""
     channel = module_config.channel
-    return guarantee if channel is None else dataclasses.replace(guarantee, channel=channel, epochs=epochs)
+    if channel is None:
+        return guarantee
+    return dataclasses.replace(guarantee, channel=channel, epochs=epochs, noise_kind=noise_kind)
 
 
 def promised_by(records: Sequence[TaskRecord], *, else_by: Guarantee) -> Guarantee:

@@ -366,7 +366,12 @@ class TrainRun:
             head_config=head.config,
             head_state=head.state,
             metrics=session.test[task].metrics,
-            guarantee=with_bound(guarantee, module_config, epochs=session.trained_epochs),
+            guarantee=with_bound(
+                guarantee,
+                module_config,
+                epochs=session.trained_epochs,
+                noise_kind=self.settings.task_privacy.feature_noise_kind,
+            ),
             dissimilarity=self.settings.task_privacy.dissimilarity,
         )
 

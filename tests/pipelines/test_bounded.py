@@ -135,6 +135,7 @@ def test_a_lost_key_is_not_replaced_while_features_are_published_under_it(home, 
     [
         (["--feature-bits", "4"], "give --task-privacy bounded"),
         (["--feature-cells", "4"], "give --task-privacy bounded"),
+        (["--feature-noise-kind", "fresh"], "give --task-privacy bounded"),
         ([*BOUNDED, "--feature-cells", "6"], "a square map"),
         ([*BOUNDED, "--feature-cells", "64"], "64 vectors an image do not fit a map of 4x4: use at most 16 cells"),
         (["--task-privacy", "bounded"], "give --feature-bits"),
@@ -153,8 +154,10 @@ def test_a_bounded_task_is_not_added_with_the_rest_of_the_backbone(home, write_p
     assert run_train("--data", write_parquet(), "--tasks", "pose") == 0
     assert run_add("glasses", *BOUNDED, "--head", "backbone") == 2
     assert "choose --head mlp or linear" in capsys.readouterr().err
-    assert run_add("glasses", *BOUNDED, "--head", "linear") == 0
-    assert catalog(home).tasks("1")["glasses"].head_config["kind"] == "linear"
+    assert run_add("glasses", *BOUNDED, "--head", "linear", "--feature-noise-kind", "fresh") == 0
+    record = catalog(home).tasks("1")["glasses"]
+    assert record.head_config["kind"] == "linear"
+    assert record.guarantee["noise_kind"] == "fresh" and "Every release has noise of its own" in record.guarantee_text
 
 
 def run_evaluate(*flags: str) -> int:

@@ -8,17 +8,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from evaluations import encoder_record, guarantee, task_record
 from tiny import BOUNDED_NETWORK, TINY_NETWORK
 
 from orchestrator import release
 from orchestrator.assembly import SessionPlan
 from orchestrator.checkpoint import weights_hash
-from orchestrator.errors import ConfigError
+from orchestrator.errors import BitBudgetExceededError, ConfigError
 from orchestrator.local import LocalConsumer, LocalProducer
-from orchestrator.privacy.bounded.channel import RELEASE_STEP, ChannelConfig
-from orchestrator.privacy.bounded.keyed_noise import NoiseKey
+from orchestrator.privacy.bounded.bit_ledger import BitLedger
+from orchestrator.privacy.bounded.channel import RELEASE_STEP, ChannelConfig, power_normalise
+from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
-from orchestrator.release import NoisePlan
+from orchestrator.release import NoisePlan, PublishedRelease
 from orchestrator.session import Session
 from tasks.spec import TaskSpec
 
@@ -241,3 +243,42 @@ def test_a_key_that_others_may_read_is_refused(bounded_plan, key_path):
     key_path.chmod(0o644)
     with pytest.raises(ConfigError, match="may be read by others"):
         LocalProducer(bounded_plan)
+
+
+def published_release(kind: str | None) -> PublishedRelease:
+    bounded = dataclasses.replace(guarantee(), channel=CHANNEL, epochs=2, noise_kind=kind)
+    return PublishedRelease.of(encoder_record(), task_record("pose", promise=bounded), NoiseKey.generate())
+
+
+IMAGES = ImageDigests.of(np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3))
+
+
+@pytest.mark.parametrize("kind", ["keyed", None])
+def test_a_keyed_release_asked_for_again_is_the_same_bytes_and_free(kind, tmp_path):
+    made, s = published_release(kind), power_normalise(torch.ones(3, CHANNEL.dimensions))[:, :, None, None]
+    first, again = made.noisy(s, IMAGES), made.noisy(s, IMAGES)
+    assert first.numpy().tobytes() == again.numpy().tobytes()
+    with BitLedger(tmp_path / "bits.db") as ledger:
+        ledger.set_limit("tenant", "pose", 4 * CHANNEL.bits_per_image)
+        assert made.charge(ledger, tenant="tenant", images=IMAGES) == pytest.approx(3 * CHANNEL.bits_per_image)
+        assert made.charge(ledger, tenant="tenant", images=IMAGES) == 0.0
+
+
+def test_a_fresh_release_has_other_noise_each_time_and_is_charged_each_time(tmp_path):
+    made, s = published_release("fresh"), power_normalise(torch.ones(3, CHANNEL.dimensions))[:, :, None, None]
+    draws = torch.stack([made.noisy(s, IMAGES) for _ in range(400)])
+    assert not torch.equal(draws[0], draws[1])
+    assert draws.std(0).mean().item() == pytest.approx(CHANNEL.noise, rel=0.05)
+    torch.testing.assert_close(draws.mean(0), s, rtol=0, atol=5 * CHANNEL.noise / math.sqrt(400))
+    with BitLedger(tmp_path / "bits.db") as ledger:
+        ledger.set_limit("tenant", "pose", 7 * CHANNEL.bits_per_image)
+        for _ in range(2):
+            assert made.charge(ledger, tenant="tenant", images=IMAGES) == pytest.approx(3 * CHANNEL.bits_per_image)
+        with pytest.raises(BitBudgetExceededError):
+            made.charge(ledger, tenant="tenant", images=IMAGES)
+        assert ledger.spent("tenant", "pose") == pytest.approx(6 * CHANNEL.bits_per_image)
+
+
+def test_a_feature_that_nothing_bounds_has_no_such_release():
+    with pytest.raises(ConfigError, match="nothing bounds the feature of 'pose'"):
+        PublishedRelease.of(encoder_record(), task_record("pose"), NoiseKey.generate())
