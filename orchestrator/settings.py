@@ -268,11 +268,6 @@ class TrainSettings:
             raise ConfigError("--algorithm input has no privacy between tasks: choose --algorithm both or task")
         if self.algorithm == "input" and self.task_privacy.dissimilarity.omega > 0:
             raise ConfigError("--algorithm input has no dissimilarity term: give --omega 0, or choose --algorithm both")
-        if self.dp.dp_mode == "surrogate_dp_modules" and self.task_privacy.channel is not None:
-            raise ConfigError(
-                "modules of bounded features cannot be trained under DP yet: choose another --dp-mode, for instance "
-                "surrogate_then_freeze, or leave --task-privacy out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,10 +302,6 @@ class AddTaskSettings:
     def __post_init__(self) -> None:
         if self.task_privacy.channel is None:
             return
-        if self.dp.epsilon is not None:
-            raise ConfigError(
-                "the module of a bounded feature cannot be trained under DP yet: leave --epsilon out, or --task-privacy"
-            )
         if self.head == "backbone":
             raise ConfigError(
                 "the rest of the backbone takes no bounded feature, which is a short vector: choose --head mlp or "

@@ -73,6 +73,19 @@ def test_bounded_tasks_are_published_with_their_bound_behind_an_encoder_that_kno
             assert secret not in path.read_bytes() and secret.hex().encode() not in path.read_bytes(), path
 
 
+def test_bounded_modules_are_trained_under_dp_and_promise_both(home, write_parquet):
+    flags = ["--tasks", "pose", "--dp-mode", "surrogate_dp_modules", "--epsilon", "8", *BOUNDED]
+    assert run_train("--data", write_parquet(), *flags) == 0
+    assert run_add("glasses", *BOUNDED, "--epsilon", "4") == 0
+    records = catalog(home).tasks("1")
+    for task in ("pose", "glasses"):
+        guarantee = Guarantee.from_json(dict(records[task].guarantee))
+        assert guarantee.channel == FOUR_BITS and guarantee.epsilon is not None
+        assert any("module" in part for part in guarantee.covers)
+        assert "carries at most 4.00 bits" in guarantee.statement()
+    assert Guarantee.from_json(dict(records["pose"].guarantee)).epsilon <= 8
+
+
 @pytest.mark.parametrize(("first", "then"), [([], BOUNDED), (BOUNDED, [])], ids=["bounded added", "beside bounded"])
 def test_a_task_of_either_kind_is_added_beside_the_other_and_changes_no_byte_of_it(
     home, write_parquet, capsys, first, then
@@ -141,7 +154,7 @@ def test_a_lost_key_is_not_replaced_while_features_are_published_under_it(home, 
         (["--task-privacy", "bounded"], "give --feature-bits"),
         ([*BOUNDED, "--feature-noise", "0.5"], "--feature-bits chooses dimensions and noise itself"),
         (["--task-privacy", "bounded", "--feature-bits", "-1"], "must be a finite number > 0"),
-        ([*BOUNDED, "--dp-mode", "surrogate_dp_modules", "--epsilon", "8"], "cannot be trained under DP yet"),
+        ([*BOUNDED, "--algorithm", "input", "--epsilon", "8"], "has no privacy between tasks"),
     ],
 )
 def test_what_bounded_features_cannot_be_is_refused_in_one_line(home, write_parquet, capsys, flags, said):
@@ -239,7 +252,7 @@ def test_a_task_that_answers_with_a_map_is_added_in_bits_an_image_cell_by_cell_a
     before = digits_catalog(home).published_hashes("1")
     dense = ["--task-privacy", "bounded", "--feature-bits", "32", "--feature-cells", "16"]
     assert run_add("thumbnail", *dense, "--epsilon", "4") == 2
-    capsys.readouterr()
+    assert "has no guarantee" in capsys.readouterr().err
     assert run_add("thumbnail", *dense) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "at most 32.00 bits an image: 16 cells of 2 bits, each 2 numbers under noise" in told
