@@ -261,6 +261,11 @@ class Guarantee:
             return "Privacy between tasks: by that bound alone."
         if not self.task_privacy:
             return "Privacy between tasks: none was trained."
+        if self.channel is not None:
+            return (
+                f"Privacy between tasks: by that bound; what was trained beside it ({self.task_privacy}) promises "
+                "nothing, and is measured, see evaluate."
+            )
         return f"Privacy between tasks ({self.task_privacy}): no guarantee: measured, see evaluate."
 
 

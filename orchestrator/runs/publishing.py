@@ -20,6 +20,7 @@ from orchestrator.network import NetworkConfig
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.settings import DataSettings
+from orchestrator.shaping import ShapingPlan
 from tasks.datasets.table import ImageTable
 from tasks.spec import TaskSpec
 
@@ -80,12 +81,15 @@ def guarantee_of(encoder: EncoderRecord, *, task_privacy: DissimilarityConfig) -
     )
 
 
-def with_bound(guarantee: Guarantee, module_config: ModuleConfig, *, epochs: int, noise_kind: str) -> Guarantee:
+def with_bound(
+    guarantee: Guarantee, module_config: ModuleConfig, *, epochs: int, noise_kind: str, shaping: ShapingPlan
+) -> Guarantee:
     """The guarantee of a task after so many epochs of a session: with the bound on its feature, if there is one."""
     channel = module_config.channel
     if channel is None:
         return guarantee
-    return dataclasses.replace(guarantee, channel=channel, epochs=epochs, noise_kind=noise_kind)
+    words = "; ".join(part for part in (guarantee.task_privacy, shaping.words) if part)
+    return dataclasses.replace(guarantee, channel=channel, epochs=epochs, noise_kind=noise_kind, task_privacy=words)
 
 
 def promised_by(records: Sequence[TaskRecord], *, else_by: Guarantee) -> Guarantee:

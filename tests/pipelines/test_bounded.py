@@ -73,6 +73,19 @@ def test_bounded_tasks_are_published_with_their_bound_behind_an_encoder_that_kno
             assert secret not in path.read_bytes() and secret.hex().encode() not in path.read_bytes(), path
 
 
+def test_secrets_are_named_by_the_producer_recorded_and_in_no_endpoint(home, write_parquet, capsys):
+    data = ["--data", write_parquet(), "--tasks", "pose", *BOUNDED]
+    assert run_train(*data, "--named-secrets", "who,glasses", "--secret-weight", "2") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    words = "rate penalty 0.1; adversaries on glasses, who, weight 2"
+    assert f"Privacy between tasks: by that bound; what was trained beside it ({words}) promises nothing" in told
+    assert set(catalog(home).tasks("1")) == {"who", "pose"}
+    assert run_add("glasses", *BOUNDED, "--rate-weight", "0") == 0
+    assert catalog(home).tasks("1")["glasses"].guarantee["task_privacy"] == ""
+    assert run_train(*data, "--named-secrets", "hair") == 2
+    assert "no task named 'hair'" in capsys.readouterr().err
+
+
 def test_bounded_modules_are_trained_under_dp_and_promise_both(home, write_parquet):
     flags = ["--tasks", "pose", "--dp-mode", "surrogate_dp_modules", "--epsilon", "8", *BOUNDED]
     assert run_train("--data", write_parquet(), *flags) == 0
@@ -83,6 +96,7 @@ def test_bounded_modules_are_trained_under_dp_and_promise_both(home, write_parqu
         assert guarantee.channel == FOUR_BITS and guarantee.epsilon is not None
         assert any("module" in part for part in guarantee.covers)
         assert "carries at most 4.00 bits" in guarantee.statement()
+        assert guarantee.task_privacy == "", "what looks at several images is left out"
     assert Guarantee.from_json(dict(records["pose"].guarantee)).epsilon <= 8
 
 
@@ -155,6 +169,13 @@ def test_a_lost_key_is_not_replaced_while_features_are_published_under_it(home, 
         ([*BOUNDED, "--feature-noise", "0.5"], "--feature-bits chooses dimensions and noise itself"),
         (["--task-privacy", "bounded", "--feature-bits", "-1"], "must be a finite number > 0"),
         ([*BOUNDED, "--algorithm", "input", "--epsilon", "8"], "has no privacy between tasks"),
+        (["--named-secrets", "who"], "give --task-privacy bounded"),
+        ([*BOUNDED, "--named-secrets", "who,who"], "named twice"),
+        ([*BOUNDED, "--rate-weight", "-1"], "rate_weight must be a finite number >= 0"),
+        (
+            [*BOUNDED, "--rate-weight", "0.1", "--dp-mode", "surrogate_dp_modules", "--epsilon", "8"],
+            "modules under DP are clipped image by image",
+        ),
     ],
 )
 def test_what_bounded_features_cannot_be_is_refused_in_one_line(home, write_parquet, capsys, flags, said):

@@ -59,7 +59,7 @@ def bits_curve(points: Sequence[Point]) -> Figure:
         ax.set_title(f"feature of {task}", fontsize=10)
         ax.set_ylabel("accuracy, %" if position % columns == 0 else "")
     figure.suptitle("What a feature's bits serve, and what they hide", fontsize=11)
-    legend_below(figure, figure.axes[0])
+    legend_below(figure, *figure.axes)
     return figure
 
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -43,11 +44,14 @@ def plain_axes(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def legend_below(figure: Figure, ax: Axes) -> None:
-    """One legend for all panels; it may take several lines."""
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        columns = min(len(labels), 4)
+def legend_below(figure: Figure, *axes: Axes) -> None:
+    """One legend for all panels, of what is in any of these; it may take several lines."""
+    named: dict[str, Artist] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if named:
+        handles, labels, columns = list(named.values()), list(named), min(len(named), 4)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 

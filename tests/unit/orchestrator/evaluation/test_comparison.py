@@ -161,6 +161,17 @@ def test_over_bits_accuracy_and_attackers_run_below_the_bound_beside_what_nothin
     np.testing.assert_allclose(crosses.get_offsets()[0], [1, expected])
 
 
+def test_the_legend_names_what_only_a_later_panel_shows():
+    one, two = (bounded_point(bits=b, own=0.9, leak=0.6) for b in (1.0, 4.0))
+    other = dataclasses.replace(one.tasks["pose"], targets={"pose": one.tasks["pose"].targets["who"]})
+    points = [dataclasses.replace(p, tasks={**p.tasks, "eyes": other}) for p in (one, two)]
+    points[1].tasks["eyes"] = dataclasses.replace(other, bits=4.0)
+    (legend,) = bits_curve(points).legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert {"its own task", "best attacker on who", "best attacker on pose"} < set(texts)
+    assert len(texts) == len(set(texts))
+
+
 def test_over_bits_nothing_is_drawn_of_one_budget_alone_or_of_encoders_that_are_not_bounded():
     bounded, free = bounded_point(bits=4.0, own=0.9, leak=0.6), bounded_point(bits=None, own=0.9, leak=1.0)
     assert not has_bits_curve([bounded, bounded])
