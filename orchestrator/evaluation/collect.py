@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from orchestrator.assembly import TrainingData, cache_key
 from orchestrator.catalog import Catalog
@@ -104,7 +105,7 @@ def collect(
         if given.channel is not None:
             secret = NoiseKey.load(noise_key_path(storage, catalog.name))
             vectors[task] = {subset: s.reshape(len(s), -1) for subset, s in given.features.items()}
-            given = _released(given, secret, version=published_version(encoder, record), images=training)
+            given = released_features(given, secret, version=published_version(encoder, record), images=training)
         features[task] = given
     return Published(
         encoder=encoder,
@@ -120,8 +121,8 @@ def collect(
     )
 
 
-def _released(given: TaskFeatures, key: NoiseKey, *, version: str, images: TrainingData) -> TaskFeatures:
-    """A bounded task's features as its tenant gets them."""
+def released_features(given: TaskFeatures, key: NoiseKey, *, version: str, images: TrainingData) -> TaskFeatures:
+    """A bounded task's features as its tenant gets them: under the noise of that version."""
     channel, task = given.channel, given.spec.name
     assert channel is not None
     found = {}
@@ -130,6 +131,22 @@ def _released(given: TaskFeatures, key: NoiseKey, *, version: str, images: Train
         noise = keyed_normal(key, task=task, version=version, channel=channel, images=digests)
         found[subset] = released(torch.from_numpy(s), noise, channel.noise).numpy()
     return dataclasses.replace(given, features=found)
+
+
+def features_through(
+    module: nn.Module, u: NDArray[np.float16], rows: Mapping[str, NDArray[np.int64]]
+) -> dict[str, FloatArray]:
+    """Subset to g(u) of its rows, (N, C, H, W) in float32."""
+
+    def through(subset: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            parts = [
+                module(torch.from_numpy(np.ascontiguousarray(u[subset[i : i + _CHUNK]])).float()).numpy()
+                for i in range(0, len(subset), _CHUNK)
+            ]
+        return np.concatenate(parts)
+
+    return {name: through(subset) for name, subset in rows.items()}
 
 
 def _attacked(encoder: EncoderRecord, records: Mapping[str, TaskRecord], targets: Sequence[str]) -> list[str]:
@@ -156,18 +173,10 @@ def _features_of(
     if head_state is not None and record.head_config is not None:
         head = rebuild_head(dict(record.head_config), dict(head_state))
 
-    def through(subset: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            parts = [
-                module(torch.from_numpy(np.ascontiguousarray(u[subset[i : i + _CHUNK]])).float()).numpy()
-                for i in range(0, len(subset), _CHUNK)
-            ]
-        return np.concatenate(parts)
-
     return TaskFeatures(
         spec=record.spec,
         private=private,
-        features={name: through(subset) for name, subset in rows.items()},
+        features=features_through(module, u, rows),
         head=head,
         channel=config.channel,
     )
