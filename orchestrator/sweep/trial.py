@@ -49,7 +49,6 @@ from tasks.transforms import to_tensor
 
 SCRATCH: Final = "METAMORPHOSIS_SCRATCH"
 """Environment variable: where a worker keeps what may be lost, when the sweep's storage is a URL."""
-_ATTACKERS: Final = "quick"
 _WIRE_BYTES: Final = 2
 """Of a coordinate: features are sent in float16."""
 _TIMED: Final = 30
@@ -176,7 +175,7 @@ class _TrialRun:
         }
         labels = {task: _scored(by_subset) for task, by_subset in self.data.labels.items()}
         return evaluate_leakage(
-            scored, labels, self.data.specs, budget=AttackBudget.preset(_ATTACKERS), seed=self.point.seed
+            scored, labels, self.data.specs, budget=attackers(), seed=self.point.seed
         )
 
     def _ceilings(self, recipe: Recipe, u: NDArray[np.float16], reused: list[str]) -> dict[str, float]:
@@ -198,7 +197,7 @@ class _TrialRun:
                 universal,
                 {task: _scored(by_subset) for task, by_subset in self.data.labels.items()},
                 self.data.specs,
-                budget=AttackBudget.preset(_ATTACKERS),
+                budget=attackers(),
                 seed=self.point.seed,
                 image_accuracy={},
             )
@@ -277,6 +276,11 @@ class _EpochTeller(SilentObserver):
         utility = run._utility({t: e.metrics for t, e in report.validation.items() if t in run.settings.tasks})
         run.curve.append(utility)
         run.tell(report.epoch, utility)
+
+
+def attackers() -> AttackBudget:
+    """Who looks for what a feature's tenant did not buy: enough to compare trials, and to claim nothing."""
+    return AttackBudget.preset("quick")
 
 
 def scratch(settings: SweepSettings) -> Path:
