@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from orchestrator.assembly import TrainingData, cache_key
 from orchestrator.catalog import Catalog
@@ -117,7 +118,7 @@ def collect(
             secret = NoiseKey.load(noise_key_path(storage, catalog.name))
             vectors[task] = {subset: _squeezed(s) for subset, s in given.features.items()}
             rate = measured_rate(given.channel, vectors[task], training.labels[task])
-            given = _released(given, secret, version=published_version(encoder, record), images=training)
+            given = released_features(given, secret, version=published_version(encoder, record), images=training)
             given = dataclasses.replace(given, rate=rate)
         features[task] = given
     return Published(
@@ -134,8 +135,8 @@ def collect(
     )
 
 
-def _released(given: TaskFeatures, key: NoiseKey, *, version: str, images: TrainingData) -> TaskFeatures:
-    """A bounded task's features as its tenant gets them."""
+def released_features(given: TaskFeatures, key: NoiseKey, *, version: str, images: TrainingData) -> TaskFeatures:
+    """A bounded task's features as its tenant gets them: under the noise of that version."""
     channel, task = given.channel, given.spec.name
     assert channel is not None
     found = {}
@@ -149,6 +150,22 @@ def _released(given: TaskFeatures, key: NoiseKey, *, version: str, images: Train
 def _squeezed(s: FloatArray) -> FloatArray:
     """(N, D) of (N, D, 1, 1); a map of cells stays one."""
     return s.reshape(len(s), -1) if s.shape[2:] == (1, 1) else s
+
+
+def features_through(
+    module: nn.Module, u: NDArray[np.float16], rows: Mapping[str, NDArray[np.int64]]
+) -> dict[str, FloatArray]:
+    """Subset to g(u) of its rows, (N, C, H, W) in float32."""
+
+    def through(subset: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            parts = [
+                module(torch.from_numpy(np.ascontiguousarray(u[subset[i : i + _CHUNK]])).float()).numpy()
+                for i in range(0, len(subset), _CHUNK)
+            ]
+        return np.concatenate(parts)
+
+    return {name: through(subset) for name, subset in rows.items()}
 
 
 def _attacked(
@@ -180,18 +197,10 @@ def _features_of(
     if head_state is not None and record.head_config is not None:
         head = rebuild_head(dict(record.head_config), dict(head_state))
 
-    def through(subset: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            parts = [
-                module(torch.from_numpy(np.ascontiguousarray(u[subset[i : i + _CHUNK]])).float()).numpy()
-                for i in range(0, len(subset), _CHUNK)
-            ]
-        return np.concatenate(parts)
-
     return TaskFeatures(
         spec=record.spec,
         private=private,
-        features={name: through(subset) for name, subset in rows.items()},
+        features=features_through(module, u, rows),
         head=head,
         channel=config.channel,
     )

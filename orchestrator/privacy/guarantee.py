@@ -94,6 +94,8 @@ class Guarantee:
     """In which a bounded task's tenant was sent the training images, with other noise each time."""
     noise_kind: str | None = None
     """Of what is released of a bounded task: one of `NOISE_KINDS`; None, in older statements, is keyed."""
+    chosen_from: int | None = None
+    """Of how many trained models this is the best by what private validation images say; None where none was chosen."""
 
     def __post_init__(self) -> None:
         if self.mode not in _PARTS:
@@ -126,7 +128,7 @@ class Guarantee:
 
     def statement(self) -> str:
         """A short paragraph: what is covered, what is not."""
-        return " ".join((*self._claim(), *self._limits(), *self._bounded(), self._task_privacy()))
+        return " ".join((*self._claim(), *self._limits(), *self._bounded(), self._task_privacy(), *self._choice()))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` reads it back."""
@@ -212,6 +214,15 @@ class Guarantee:
             )
         return limits
 
+    def _choice(self) -> list[str]:
+        if self.chosen_from is None:
+            return []
+        return [
+            f"It was chosen from {self.chosen_from} trained models by looking at private validation images. That "
+            "choice tells something of these images, and no epsilon covers it; the other trainings were charged to "
+            "the privacy ledger, and are not in the epsilon of this one."
+        ]
+
     @property
     def _bits(self) -> str:
         assert self.channel is not None
@@ -273,8 +284,8 @@ LOCAL_DELTA: Final = 1e-5
 """At which the local differential privacy of a bounded feature is stated."""
 NOISE_KINDS: Final = ("keyed", "fresh")
 """keyed: a function of the image, so that asking again tells nothing new; fresh: another draw for each release."""
-_LATER: Final = ("channel", "epochs", "noise_kind")
-"""Keys that statements of other tasks do not have, nor those that were published before there were bounded features."""
+_LATER: Final = ("channel", "epochs", "noise_kind", "chosen_from")
+"""Keys that statements of other models do not have, nor those that were published before there was such a thing."""
 _NUMBER: Final = ((float, int), "a number")
 _MAYBE: Final = ((float, int, type(None)), "a number or null")
 _TEXT: Final = ((str,), "text")
@@ -299,6 +310,7 @@ _JSON_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "channel": ((Mapping, type(None)), "an object or null"),
     "epochs": ((int, type(None)), "a whole number or null"),
     "noise_kind": ((str, type(None)), "text or null"),
+    "chosen_from": ((int, type(None)), "a whole number or null"),
 }
 
 
