@@ -63,7 +63,7 @@ def test_no_command_hides_a_package():
 def test_the_base_install_is_light():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = {re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]}
-    assert base == {"cryptography", "httpx", "numpy", "onnxruntime", "safetensors"}
+    assert base == {"cryptography", "httpx", "numpy", "onnxruntime", "safetensors", "zstandard"}
 
 
 def test_every_direct_dependency_is_pinned_by_the_constraints():
