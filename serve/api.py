@@ -17,10 +17,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from serve.front import verb_of
 from serve.openapi import DESCRIPTION, ERRORS, FEATURES, IMAGE, METADATA, NOTHING_NEW, STREAM, with_security
-from serve.ports import Admission, Verb
 from serve.problems import Problem, no_such_task, problem_of, response_to
 from serve.service import STREAM_TYPE, Form, Page, TaskService
+from serve.tenants.gate import Admission, Verb
 
 _DISCARDED: Final = 4
 """How many times the limit is read of a body that is too large, so that its sender reads the answer."""
@@ -112,7 +113,7 @@ def build_api(service: TaskService) -> FastAPI:
             names = sorted({str(part["loc"][-1]) for part in error.errors()})
             raise Problem(HTTPStatus.BAD_REQUEST, "a parameter is not right", ", ".join(names))
 
-        return await answers.to(request, _verb_of(request), answer)
+        return await answers.to(request, verb_of(request), answer)
 
     @api.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -121,7 +122,7 @@ def build_api(service: TaskService) -> FastAPI:
                 raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, "there is no such method here")
             raise no_such_task()
 
-        return await answers.to(request, _verb_of(request), answer)
+        return await answers.to(request, verb_of(request), answer)
 
     return api
 
@@ -216,10 +217,3 @@ async def _until_refused(bodies: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield body
     except Exception as error:
         problem_of(error)
-
-
-def _verb_of(request: Request) -> Verb:
-    """Of a request that no route took: what it would have needed, so that it is refused as one that a route took."""
-    if request.method == "POST":
-        return "publish"
-    return "read" if request.url.path.endswith(("/features", "/features/latest", "/stream")) else "metadata"

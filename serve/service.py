@@ -23,9 +23,10 @@ from orchestrator.errors import DataError
 from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey, release_digests
 from serve.codec import CodecError, Encoding, Precision, compress, encode, media_type, negotiate
 from serve.model import MAX_PIXELS, ModuleModel
-from serve.ports import Admission, Gate, Infer, Meter, Verb
+from serve.ports import Infer, Meter
 from serve.problems import Problem, busy, no_such_task
 from serve.streams import FeatureStore, StoredFeature, VersionTerms
+from serve.tenants.gate import Admission, Gate, Verb
 
 STREAM_TYPE: Final = "application/x-safetensors-stream"
 LATEST: Final = "latest"
@@ -55,7 +56,7 @@ class ServiceLimits:
     """Of these features, as float32."""
     max_wait_s: float = 20.0
     """For which a reader may wait for the next feature."""
-    stream_s: float = 60.0
+    stream_s: float = 30.0
     """After which a stream ends, to be asked for again."""
     heartbeat_s: float = 5.0
     """Between two signs of life on a stream."""
@@ -96,6 +97,12 @@ class Lanes:
     def all(self) -> tuple[Lane, ...]:
         """Both."""
         return (self.current,) if self.canary is None else (self.current, self.canary)
+
+    def shares(self) -> tuple[tuple[Lane, float], ...]:
+        """Each with its share of the images."""
+        if self.canary is None:
+            return ((self.current, 1.0),)
+        return (self.current, 1 - self.share), (self.canary, self.share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,9 +294,8 @@ class TaskService:
 
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """What a tenant is told of a version that is served: the current one, or the canary by its name."""
-        for lane in self.lanes.all():
+        for lane, share in self.lanes.shares():
             if version in {None, LATEST, lane.version}:
-                share = self.lanes.share if lane is self.lanes.canary else 1 - self.lanes.share
                 return {**lane.module.card.to_json(), "share": share, "leakage": self._leakage.get(lane.version)}
         raise no_such_task()
 

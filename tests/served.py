@@ -30,6 +30,7 @@ from tasks.datasets import open_dataset
 from tasks.datasets.options import DatasetOptions
 
 CATALOG = "digits"
+LIMITS = ServiceLimits()
 SIZE = 16
 QUICK = [
     *("--image-size", str(SIZE), "--split-index", "5", "--head", "linear", "--device", "cpu", "--threads", "1"),
@@ -132,7 +133,7 @@ class Shop:
         self._stack.callback(store.close)
         return store
 
-    def service(self, task: str, *, limits: ServiceLimits = ServiceLimits(), lanes: Lanes | None = None) -> TaskService:
+    def service(self, task: str, *, limits: ServiceLimits = LIMITS, lanes: Lanes | None = None) -> TaskService:
         """The endpoint, without HTTP."""
         return TaskService(
             task,
@@ -144,6 +145,6 @@ class Shop:
             limits=limits,
         )
 
-    def client(self, task: str, *, limits: ServiceLimits = ServiceLimits(), lanes: Lanes | None = None) -> AppClient:
+    def client(self, task: str, *, limits: ServiceLimits = LIMITS, lanes: Lanes | None = None) -> AppClient:
         """The endpoint over HTTP."""
         return AppClient(build_api(self.service(task, limits=limits, lanes=lanes)))

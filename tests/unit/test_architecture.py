@@ -45,6 +45,11 @@ def test_only_the_shells_import_ray():
         "orchestrator/cluster.py",
         "orchestrator/train_job.py",
         "orchestrator/evaluation/parallel.py",
+        "serve/app.py",
+        "serve/front_app.py",
+        "serve/metrics.py",
+        "serve/deployment/cluster.py",
+        "pipelines/deploy.py",
     }
 
 
