@@ -25,7 +25,8 @@ for word do
   previous=$word
 done
 if [ -n "$config" ]; then
-  sed -i -e '/^ *acl routes path /d' -e '/ if routes$/d' -e 's/^\\( *bind \\)\\**:\\([0-9]\\)/\\1127.0.0.1:\\2/' "$config"
+  sed -i -e '/^ *acl routes path /d' -e '/ if routes$/d' \\
+    -e 's/^\\( *bind \\)\\**:\\([0-9]\\)/\\1127.0.0.1:\\2/' "$config"
 fi
 exec {binary} "$@"
 """
