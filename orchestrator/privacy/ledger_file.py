@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
@@ -30,12 +31,19 @@ class LedgerFile:
     VERSION: ClassVar[int]
     SCHEMA: ClassVar[Sequence[str]]
     """The statements that begin a file."""
+    SYNCHRONOUS: ClassVar[str] = "FULL"
+    """FULL: what was written survives a power cut. NORMAL: it survives the process, and a power cut may take the last
+    of it, never the file."""
 
     def __init__(self, path: Path) -> None:
         """Open it, or begin a new one. Raises `LedgerError` for a file that is something else, or damaged."""
         self.path = path
-        with self._errors("open"):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _begin_private(path)
+        except OSError as error:
+            raise LedgerError(f"cannot open the {self.WHAT} {path}: {error.strerror}") from error
+        with self._errors("open"):
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             with self._errors("open"):
@@ -60,7 +68,7 @@ class LedgerFile:
         new = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if new:
             self._use_wal()
-        self._db.execute("PRAGMA synchronous = FULL")  # a charge must survive a power cut
+        self._db.execute(f"PRAGMA synchronous = {self.SYNCHRONOUS}")
         self._db.execute("PRAGMA foreign_keys = ON")
         if new:
             self._create()
@@ -94,7 +102,6 @@ class LedgerFile:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {self.APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {self.VERSION}")
-        os.chmod(self.path, 0o600)  # noqa: PTH101 - what is in it is the producer's business
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -115,3 +122,34 @@ class LedgerFile:
             yield
         except sqlite3.Error as error:
             raise LedgerError(f"cannot {doing} the {self.WHAT} {self.path}: {error}") from error
+
+
+class SharedLedgerFile(LedgerFile):
+    """One that many threads may use, too."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it, or begin a new one. Raises `LedgerError` for a file that is something else, or damaged."""
+        self._one_at_a_time = threading.Lock()
+        super().__init__(path)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Of all threads, too."""
+        with self._one_at_a_time, super()._transaction() as db:
+            yield db
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One state of the file, whatever others write meanwhile."""
+        with self._one_at_a_time, self._errors("read"):
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                self._db.execute("ROLLBACK")
+
+
+def _begin_private(path: Path) -> None:
+    """An empty file that only its owner can read; SQLite gives those that it puts beside it the same mode."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -46,6 +46,11 @@ def test_only_the_shells_import_ray():
         "orchestrator/train_job.py",
         "orchestrator/evaluation/parallel.py",
         "orchestrator/sweep/tuning.py",
+        "serve/app.py",
+        "serve/front_app.py",
+        "serve/metrics.py",
+        "serve/deployment/cluster.py",
+        "pipelines/deploy.py",
     }
 
 
@@ -64,7 +69,7 @@ def test_no_command_hides_a_package():
 def test_the_base_install_is_light():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = {re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]}
-    assert base == {"cryptography", "httpx", "numpy", "onnxruntime", "safetensors"}
+    assert base == {"cryptography", "httpx", "numpy", "onnxruntime", "safetensors", "zstandard"}
 
 
 def test_every_direct_dependency_is_pinned_by_the_constraints():

@@ -17,16 +17,12 @@ are whole numbers of releases; bits are made of them when asked for, so nothing 
 from __future__ import annotations
 
 import math
-import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.errors import BitBudgetExceededError, ConfigError, LedgerError
-from orchestrator.privacy.ledger_file import LedgerFile
+from orchestrator.privacy.ledger_file import SharedLedgerFile
 
 RELEASE_DIGEST_BYTES: Final = 16
 """Two different releases have equal digests with a probability of 2^-128."""
@@ -130,22 +126,13 @@ class BitAccount:
         }
 
 
-class BitLedger(LedgerFile):
+class BitLedger(SharedLedgerFile):
     """The bits of all tenants of one producer. A context manager; many threads and processes may use the file."""
 
     WHAT = "ledger of bits"
     APPLICATION_ID = 0x4D4D4249
     VERSION = 1
     SCHEMA = _SCHEMA
-
-    def __init__(self, path: Path) -> None:
-        """Open it, or begin a new one. Raises `LedgerError` for a file that is something else, or damaged."""
-        self._one_at_a_time = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(f"cannot open the ledger of bits {path}: {error.strerror}") from error
-        super().__init__(path)
 
     def set_limit(self, tenant: str, task: str, bits: float) -> BitAccount:
         """What this tenant may be told through this task in all; infinite only counts.
@@ -179,7 +166,7 @@ class BitLedger(LedgerFile):
         nothing may be released.
         """
         _check_charge(digests, bits_per_release)
-        if not digests:
+        if not digests or (not fresh and self._all_released(tenant, task, version, digests, bits_per_release)):
             return 0.0
         with self._transaction() as db:
             # Before anything is added: what is asked for is measured against this.
@@ -215,21 +202,17 @@ class BitLedger(LedgerFile):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Of all threads, too."""
-        with self._one_at_a_time, super()._transaction() as db:
-            yield db
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """One state of the file, whatever others write meanwhile."""
-        with self._one_at_a_time, self._errors("read"):
-            self._db.execute("BEGIN")
-            try:
-                yield self._db
-            finally:
-                self._db.execute("ROLLBACK")
+    def _all_released(self, tenant: str, task: str, version: str, digests: Sequence[bytes], bits: float) -> bool:
+        """Whether nothing is new: what is free for ever need not wait for the disk."""
+        key = (tenant, task, version, bits)
+        with self._reading() as db:
+            found = db.execute(
+                "SELECT id FROM spending WHERE tenant = ? AND task = ? AND version = ? AND bits_per_release = ? "
+                "AND fresh = 0",
+                key,
+            ).fetchone()
+            known = "SELECT 1 FROM released WHERE spending = ? AND digest = ?"
+            return found is not None and all(db.execute(known, (found[0], digest)).fetchone() for digest in digests)
 
     def _spending(self, tenant: str, task: str, version: str, bits: float, *, fresh: bool) -> int:
         """The row of that version, begun if there is none."""
