@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_training_data
 
 from orchestrator.assembly import SessionPlan, build_producer
-from orchestrator.checkpoint import weights_hash
+from orchestrator.checkpoint import load_state, save_state, weights_hash
 from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.local import LocalConsumer, LocalProducer
 from orchestrator.privacy.bounded.channel import power_normalise
@@ -115,13 +115,14 @@ def test_a_task_that_is_sold_is_no_secret_of_its_own_feature(bounded_plan):
     assert made.pull(s, np.arange(0), step=5) == {}
 
 
-def test_a_resumed_session_ends_as_one_that_was_never_interrupted(bounded_plan):
+def test_a_resumed_session_ends_as_one_that_was_never_interrupted(bounded_plan, tmp_path):
     plan = shaped(bounded_plan, rate_weight=0.1, secret_weight=1.0, secrets=SECRETS)
     whole, broken, resumed = (open_session(plan) for _ in range(3))
     whole.run()
     for _ in range(4):
         broken.train_step()
-    resumed.load_state_dict(broken.state_dict())
+    save_state(tmp_path / "state", broken.state_dict(), kind="session")
+    resumed.load_state_dict(load_state(tmp_path / "state", kind="session"))
     for _ in range(4, plan.total_steps):
         resumed.train_step()
     assert weights_hash(resumed.producer.weights()) == weights_hash(whole.producer.weights())

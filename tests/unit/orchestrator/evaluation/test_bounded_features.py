@@ -19,7 +19,7 @@ from orchestrator.evaluation.leakage import TaskFeatures, evaluate_leakage
 from orchestrator.evaluation.report import Bound
 from orchestrator.evaluation.row_bounds import best_guess, least_task_bits, measured_rate, rate_row_bound
 from orchestrator.evaluation.tables import leakage_markdown
-from orchestrator.privacy.bounded.bounds import accuracy_bound
+from orchestrator.privacy.bounded.bounds import accuracy_bound, accuracy_bound_given_task
 from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.bounded.rate import RateBound
 from tasks.spec import TaskSpec
@@ -116,6 +116,9 @@ def test_what_a_task_is_proven_to_take_is_not_there_for_a_secret():
     found = rate_row_bound([CHANNEL], [rate], pose, secret, own=1.0)
     assert found is not None and found.method == "given_task"
     assert found.accuracy < 0.45
+    for_sure = accuracy_bound_given_task(1.05, least_task_bits(1.0, pose), 0.25).accuracy
+    assert found.accuracy == pytest.approx(for_sure), "the lower end of what its head proves"
+    assert for_sure > accuracy_bound_given_task(1.05, 1.0, 0.25).accuracy + 1e-3
     without = rate_row_bound([CHANNEL], [rate], pose, secret, own=0.5)
     assert without is not None and without.method != "given_task"
     assert without.accuracy > 0.6
