@@ -174,9 +174,7 @@ class _TrialRun:
             task: dataclasses.replace(given, features=_scored(given.features)) for task, given in features.items()
         }
         labels = {task: _scored(by_subset) for task, by_subset in self.data.labels.items()}
-        return evaluate_leakage(
-            scored, labels, self.data.specs, budget=attackers(), seed=self.point.seed
-        )
+        return evaluate_leakage(scored, labels, self.data.specs, budget=attackers(), seed=self.point.seed)
 
     def _ceilings(self, recipe: Recipe, u: NDArray[np.float16], reused: list[str]) -> dict[str, float]:
         """What attackers read of the universal feature; measured by the first trial of an encoder, read by the others.
