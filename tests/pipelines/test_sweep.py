@@ -21,6 +21,9 @@ from orchestrator.errors import UnavailableError
 from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.privacy.ledger import Account, Ledger, LedgerCharge
+from orchestrator.runs.observer import SilentObserver
+from orchestrator.runs.opening import open_data
+from orchestrator.settings import DataSettings
 from orchestrator.sweep import trial as trial_module
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.store import Store
@@ -77,6 +80,8 @@ def test_encoders_are_trained_once_charged_once_and_shared(home, write_parquet, 
     assert [t["reused"] for t in found["trials"]] == [["encoder"], ["encoder", "features"]] * 2
     spent = account(home)
     assert [(e.charged, e.released) for e in spent.entries] == [(2, True)]
+    notes = " ".join(what for _, _, what in spent.outside)
+    assert "a sweep compared 4 trials by looking at validation images" in notes and "4 trials of a sweep" in notes
     assert found["epsilon_spent"] == pytest.approx(found["plan"]["epsilon_total"])
     assert {t["values"]["epsilon"] for t in found["trials"]} == {"infinite", spent.spent(1e-2)}
     catalog = Catalog(f"sqlite:///{home}/mlflow.db", "faces-sweep")
@@ -132,6 +137,24 @@ def test_numbers_tables_figures_report_and_nested_runs_are_written(
     assert all({"utility", "leakage", "epsilon"} <= set(run.data.metrics) for run in nested)
     assert {"report.html", "sweep.json", "sweep.parquet"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
     mlflow.set_tracking_uri(None)
+
+
+def test_trials_are_compared_on_the_validation_subset(home, write_parquet, tmp_path, monkeypatch, few_attackers):
+    seen, whole = [], trial_module.evaluate_leakage
+
+    def watched(features, labels, *rest, **named):
+        seen.append({task: tuple(by_subset["test"]) for task, by_subset in labels.items()})
+        return whole(features, labels, *rest, **named)
+
+    monkeypatch.setattr(trial_module, "evaluate_leakage", watched)
+    out = tmp_path / "out"
+    assert run_sweep("--data", write_parquet(), "--omega", "0,1", "--dp.epsilon", "4", "--out", str(out)) == 0
+    opened = open_data(DataSettings(data=write_parquet(), image_size=16), SilentObserver())
+    labels = opened.training_data(("who", "pose", "glasses")).labels
+    assert seen == [{task: tuple(by_subset["validation"]) for task, by_subset in labels.items()}] * 2
+    for trial in result(out)["trials"]:
+        mean = sum(trial["validation"][task]["accuracy"] for task in ("pose", "glasses")) / 2
+        assert trial["values"]["utility"] == pytest.approx(mean)
 
 
 def test_the_best_is_published_under_an_alias_with_what_it_was_chosen_from(home, write_parquet, tmp_path, capsys):

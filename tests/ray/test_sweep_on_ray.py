@@ -89,3 +89,20 @@ def test_a_path_is_refused_on_two_nodes_with_what_to_use_instead(tmp_path, data)
     said = done.stderr.strip().splitlines()[-1]
     assert "has 2 nodes" in said and "s3://" in said and "file:///" in said
     assert not list(tmp_path.glob("here/sweeps/*/trials/*"))
+
+
+def test_asha_and_optuna_run_to_their_end_and_what_was_stopped_is_said(tmp_path, data):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "METAMORPHOSIS_HOME": str(tmp_path / "home")}
+    flags = [*FLAGS, "--data", data, "--omega", "loguniform:1e-4:1e4", "--search", "optuna", "--trials", "4", "--asha"]
+    done = subprocess.run(
+        [sys.executable, "pipelines/sweep.py", *flags, "--out", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True, timeout=550, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Number of trials" not in done.stdout, "Tune prints nothing of its own"
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert len({t["id"] for t in found["trials"]}) == 4 and found["encoders_trained"] == 1
+    for trial in found["trials"]:
+        assert trial["status"] in ("done", "stopped")
+        assert (trial["status"] == "stopped") == (not trial["values"])
+        assert len(trial["curve"]) == 2 or trial["status"] == "stopped"

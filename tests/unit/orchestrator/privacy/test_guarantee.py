@@ -248,3 +248,11 @@ def test_statements_of_bounded_tasks_survive_json_and_older_ones_still_load():
         Guarantee.from_json({**bounded(made()).to_json(), "epochs": "10"})
     with pytest.raises(ConfigError, match="comes with the epochs"):
         replace(made(), channel=ChannelConfig(dimensions=4, noise=0.5))
+
+
+def test_a_model_that_was_chosen_says_so_and_others_do_not():
+    chosen = replace(made(), chosen_from=27)
+    assert "chosen from 27 trained models by looking at private validation images" in chosen.statement()
+    assert "no epsilon covers it" in chosen.statement()
+    assert "chosen from" not in made().statement() and "chosen_from" not in made().to_json()
+    assert Guarantee.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
