@@ -271,7 +271,7 @@ class _Run:
         self.observer.on_stage("publishing the best")
         for trial in winners(result).values():
             encoders.want(Need.of(trial.point))  # of an earlier attempt: known to the catalog, not yet to this process
-        return register(
+        versions = register(
             result,
             self.settings,
             self.data,
@@ -280,6 +280,9 @@ class _Run:
             catalog=self.catalog,
             run_id=self.run_id,
         )
+        for name in self.store.names("weights"):
+            self.store.remove(f"weights/{name}")
+        return versions
 
 
 class _Keeper:

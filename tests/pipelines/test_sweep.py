@@ -123,6 +123,7 @@ def test_numbers_tables_figures_report_and_nested_runs_are_written(
         *table.column_names
     }
     page = (out / "report.html").read_text()
+    assert "If nothing were held back" in page
     assert "What the sweep cost" in page and "no epsilon covers it" in page
     assert (out / "figures" / "pareto.png").stat().st_size > 5_000
     assert (out / "figures" / "response.svg").exists()
@@ -178,6 +179,7 @@ def test_the_best_is_published_under_an_alias_with_what_it_was_chosen_from(home,
         assert tasks["pose"].metrics["accuracy"] == best["test"]["pose"]["accuracy"]
         assert tasks["pose"].dissimilarity["omega"] == best["point"]["omega"]
         assert "chosen from 4" in tasks["pose"].guarantee_text
+    assert not list((home / "sweeps").glob("*/weights/*")), "what is published need not be kept twice"
     # A further sweep takes the shared encoders, not their published copies.
     assert run_sweep("--data", write_parquet(), "--omega", "2,3", "--epsilon", "2,8", *NO_ATTACKS) == 0
     assert "2 found in the catalog" in capsys.readouterr().out
