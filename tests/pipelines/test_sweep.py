@@ -220,7 +220,7 @@ def test_a_trial_that_fails_is_reported_and_the_rest_go_on_and_resume_tries_it_a
     flags = ["--data", data, "--omega", "0,1,2", "--dp.epsilon", "2", *NO_ATTACKS, "--out", str(out)]
     assert run_sweep(*flags) == 0
     told = capsys.readouterr().out
-    assert "FAILED: MemoryError: no room" in told and "--resume tries them again" in told
+    assert "FAILED: MemoryError: no room" in told and "--resume tries 1 of them again" in told
     found = result(out)
     assert [t["status"] for t in found["trials"]] == ["done", "failed", "done"]
     assert len(found["front"]) >= 1
