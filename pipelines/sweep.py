@@ -52,6 +52,12 @@ def run(settings: SweepSettings) -> None:
                 tags={"command": "sweep trial", "catalog": catalog},
             )
 
+        def written(outcome: SweepOutcome) -> None:
+            work.console.print()
+            if outcome.result.front:
+                work.console.print(terminal(front_sheet(outcome.result)), "")
+            _write(outcome, settings, work)
+
         outcome = sweep(
             settings,
             catalog=work.catalog,
@@ -60,11 +66,8 @@ def run(settings: SweepSettings) -> None:
             observer=work.observer,
             watcher=_Terminal(work.console),
             command=_command(),
+            write=written,
         )
-        work.console.print()
-        if outcome.result.front:
-            work.console.print(terminal(front_sheet(outcome.result)), "")
-        _write(outcome, settings, work)
         _close(outcome, work)
 
 
@@ -142,8 +145,9 @@ def _close(outcome: SweepOutcome, work: Running) -> None:
         "epsilon covers."
     )
     if result.failed:
+        again = f"; the same command with --resume tries {len(result.left_to_do)} of them again"
         work.console.print(
-            f"[yellow]{len(result.failed)} trial(s) failed; the same command with --resume tries them again.[/yellow]"
+            f"[yellow]{len(result.failed)} trial(s) failed{again if result.left_to_do else ''}.[/yellow]"
         )
     for objective, version in result.registered.items():
         work.console.print(f"Published  encoder {version} of catalog {result.catalog!r} as best-{objective}")

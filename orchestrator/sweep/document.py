@@ -11,7 +11,7 @@ from orchestrator.report.page import Finding, Page, Picture, Section, Statement
 from orchestrator.report.sheet import Sheet
 from orchestrator.sweep.objectives import Objective
 from orchestrator.sweep.result import Configuration, Result
-from orchestrator.sweep.tables import front_sheet, trials_sheet
+from orchestrator.sweep.tables import ceilings_sheet, front_sheet, trials_sheet
 
 _CHOICE = (
     "Whichever is chosen, it is chosen by looking at private validation images. That tells something of them, and no "
@@ -33,7 +33,8 @@ class Pictures:
 
 def tables_of(result: Result) -> list[Sheet]:
     """Every table, in the order of the page."""
-    return [front_sheet(result), trials_sheet(result), result.plan.sheet()]
+    ceilings = ceilings_sheet(result)
+    return [front_sheet(result), trials_sheet(result), *([ceilings] if ceilings else []), result.plan.sheet()]
 
 
 def page_of(result: Result, pictures: Pictures, *, versions: Mapping[str, str]) -> Page:
@@ -99,6 +100,7 @@ def _told(configuration: Configuration, objectives: Sequence[Objective]) -> str:
 
 
 def _sections(result: Result, pictures: Pictures) -> tuple[Section, ...]:
+    ceilings = ceilings_sheet(result)
     return (
         Section(
             title="What may be chosen",
@@ -116,7 +118,11 @@ def _sections(result: Result, pictures: Pictures) -> tuple[Section, ...]:
             pictures=pictures.response,
             command=result.command,
         ),
-        Section(title="Every trial", sheets=(trials_sheet(result),), command=result.command),
+        Section(
+            title="Every trial",
+            sheets=(trials_sheet(result), *((ceilings,) if ceilings else ())),
+            command=result.command,
+        ),
         Section(
             title="What it stood on",
             paragraphs=(result.plan.words,),

@@ -107,6 +107,11 @@ class Result:
         """Trials that did not come through."""
         return tuple(trial for trial in self.trials if trial.status == "failed")
 
+    @property
+    def left_to_do(self) -> tuple[Trial, ...]:
+        """Trials that failed without a record, so that a further attempt may have more luck."""
+        return tuple(trial for trial in self.failed if not trial.values)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, with every number."""
         on_front = {configuration.key for configuration in self.front}

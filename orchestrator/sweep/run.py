@@ -69,16 +69,21 @@ def sweep(
     observer: RunObserver,
     watcher: SweepObserver,
     command: str,
+    write: Callable[[SweepOutcome], None],
 ) -> SweepOutcome:
     """Everything that was asked for, or what an interrupted attempt at the same has left to do.
 
-    Raises what `checks`, `Plan.check` and the ledger refuse, before the first trial.
+    ``write`` makes files of the outcome. Until it has, the sweep can be gone on with. Raises what
+    `checks`, `Plan.check` and the ledger refuse, before the first trial.
     """
     with RunFolder.open("sweep", settings.identity, settings.runtime.local, resume=settings.resume) as folder:
         opened = open_data(settings.data, observer)
         data = opened.training_data([str(settings.private), *settings.tasks])
         run = _Run(settings, opened, data, catalog, folder, run_id, observer, watcher)
-        return run.go(tracked(folder), command=command)
+        outcome = run.go(tracked(folder), command=command)
+        write(outcome)
+        run.close(outcome.result)
+        return outcome
 
 
 class _Run:
@@ -130,10 +135,13 @@ class _Run:
         )
         if self.settings.register:
             result = dataclasses.replace(result, registered=self._register(result, encoders))
-        if not result.failed:
+        if not result.left_to_do:
             encoders.release()
-        self.folder.leave_unfinished(unfinished=bool(result.failed))
         return SweepOutcome(result=result, folder=self.out, store=self.store)
+
+    def close(self, result: Result) -> None:
+        """Everything is written. What failed may still be tried again."""
+        self.folder.leave_unfinished(unfinished=bool(result.left_to_do))
 
     # -- before --------------------------------------------------------------------------------------------------------
 
@@ -269,10 +277,13 @@ class _Run:
         )
 
     def _register(self, result: Result, encoders: Encoders) -> dict[str, str]:
+        done: dict[str, str] | None = self.folder.recall("registered")
+        if done is not None:
+            return done
         self.observer.on_stage("publishing the best")
         for trial in winners(result).values():
             encoders.want(Need.of(trial.point))  # of an earlier attempt: known to the catalog, not yet to this process
-        return register(
+        versions = register(
             result,
             self.settings,
             self.data,
@@ -282,6 +293,10 @@ class _Run:
             run_id=self.run_id,
             secrets=self.opened.secrets(self.settings.task_privacy.named_secrets),
         )
+        self.folder.remember(registered=versions)
+        for name in self.store.names("weights"):
+            self.store.remove(f"weights/{name}")
+        return versions
 
 
 class _Keeper:

@@ -6,6 +6,7 @@ import math
 
 from orchestrator.report.sheet import NOT_MEASURED, Mark, Sheet, percent
 from orchestrator.sweep.objectives import OBJECTIVES, Objective
+from orchestrator.sweep.recipe import Need
 from orchestrator.sweep.records import Trial
 from orchestrator.sweep.result import Configuration, Result
 from orchestrator.sweep.space import shown
@@ -64,6 +65,23 @@ def trials_sheet(result: Result) -> Sheet:
         rows=rows,
         marks=marks,
         words=frozenset({"reused", "how", "front"}),
+    )
+
+
+def ceilings_sheet(result: Result) -> Sheet | None:
+    """What attackers read of each encoder's universal feature; None where that was not measured."""
+    measured = {Need.of(trial.point): trial.ceilings for trial in result.trials if trial.ceilings}
+    if not measured:
+        return None
+    targets = list(dict.fromkeys(target for found in measured.values() for target in found))
+    return Sheet(
+        title="If nothing were held back",
+        names=["split", "epsilon", "seed", *targets],
+        rows=[
+            [str(need.split_index), shown(need.epsilon), str(need.seed), *(percent(found.get(t)) for t in targets)]
+            for need, found in measured.items()
+        ],
+        note="Accuracy in % of the best of the same attackers on the encoder's own output, which no tenant receives.",
     )
 
 

@@ -6,15 +6,19 @@ one writer. A nested run is made when its trial is over: none is left running by
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.errors import UnavailableError
 from orchestrator.mlflow_store import open_client, store_errors
 from orchestrator.runs.folder import RunFolder
 from orchestrator.sweep.records import Trial
 from orchestrator.sweep.space import shown
 from orchestrator.tracking import open_tracker
+
+logger = logging.getLogger(__name__)
 
 _NOTES = "nested_runs"
 _STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -30,7 +34,16 @@ class TrackedTrials:
         self._tags = tags
 
     def keep(self, trial: Trial) -> None:
-        """Write one down, once; of an earlier attempt, put it under this attempt's parent."""
+        """Write one down, once; of an earlier attempt, put it under this attempt's parent.
+
+        What MLflow does not take is said, and stops nothing: the store has the trial.
+        """
+        try:
+            self._keep(trial)
+        except UnavailableError as error:
+            logger.warning("trial %s is not in MLflow: %s", trial.id, error)
+
+    def _keep(self, trial: Trial) -> None:
         known: dict[str, str] = self._folder.recall(_NOTES, {})
         if trial.id in known:
             with store_errors(self._uri):

@@ -17,10 +17,15 @@ from mlflow import MlflowClient
 from tiny import ROOT
 
 from orchestrator.catalog import Catalog
+from orchestrator.errors import UnavailableError
 from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.privacy.guarantee import Guarantee
-from orchestrator.privacy.ledger import Account, Ledger
+from orchestrator.privacy.ledger import Account, Ledger, LedgerCharge
+from orchestrator.runs.observer import SilentObserver
+from orchestrator.runs.opening import open_data
+from orchestrator.settings import DataSettings
 from orchestrator.sweep import trial as trial_module
+from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.store import Store
 from pipelines import sweep
 from pipelines.command import execute
@@ -30,6 +35,7 @@ QUICK = [
     *("--epochs", "2", "--encoder.epochs", "1", "--batch-size", "32", "--encoder.batch-size", "32"),
     *("--dp.accountant", "rdp", "--private", "who", "--tasks", "pose,glasses"),
 ]
+SETTINGS = "orchestrator.sweep.settings:SweepSettings"
 NO_ATTACKS = ["--objectives", "utility,epsilon"]
 
 
@@ -42,7 +48,7 @@ def few_attackers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_sweep(*flags: str) -> int:
     try:
-        return execute("orchestrator.sweep.settings:SweepSettings", sweep.run, [*QUICK, *flags], prog="sweep.py", presets=True)  # fmt: skip
+        return execute(SETTINGS, sweep.run, [*QUICK, *flags], prog="sweep.py", presets=True)
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -74,6 +80,8 @@ def test_encoders_are_trained_once_charged_once_and_shared(home, write_parquet, 
     assert [t["reused"] for t in found["trials"]] == [["encoder"], ["encoder", "features"]] * 2
     spent = account(home)
     assert [(e.charged, e.released) for e in spent.entries] == [(2, True)]
+    notes = " ".join(what for _, _, what in spent.outside)
+    assert "a sweep compared 4 trials by looking at validation images" in notes and "4 trials of a sweep" in notes
     assert found["epsilon_spent"] == pytest.approx(found["plan"]["epsilon_total"])
     assert {t["values"]["epsilon"] for t in found["trials"]} == {"infinite", spent.spent(1e-2)}
     catalog = Catalog(f"sqlite:///{home}/mlflow.db", "faces-sweep")
@@ -82,7 +90,8 @@ def test_encoders_are_trained_once_charged_once_and_shared(home, write_parquet, 
 
     # A second sweep over other omegas finds both, and costs nothing.
     again = tmp_path / "again"
-    assert run_sweep("--data", write_parquet(), "--omega", "1,10", "--epsilon", "2,none", *NO_ATTACKS, "--out", str(again)) == 0  # fmt: skip
+    flags = ["--data", write_parquet(), "--omega", "1,10", "--epsilon", "2,none", *NO_ATTACKS]
+    assert run_sweep(*flags, "--out", str(again)) == 0
     assert "0 encoder(s) to train, 2 found in the catalog" in capsys.readouterr().out
     assert result(again)["encoders_trained"] == 0
     assert len(account(home).entries) == 1 and len(catalog.encoders()) == 2
@@ -114,6 +123,7 @@ def test_numbers_tables_figures_report_and_nested_runs_are_written(
         *table.column_names
     }
     page = (out / "report.html").read_text()
+    assert "If nothing were held back" in page
     assert "What the sweep cost" in page and "no epsilon covers it" in page
     assert (out / "figures" / "pareto.png").stat().st_size > 5_000
     assert (out / "figures" / "response.svg").exists()
@@ -130,6 +140,24 @@ def test_numbers_tables_figures_report_and_nested_runs_are_written(
     mlflow.set_tracking_uri(None)
 
 
+def test_trials_are_compared_on_the_validation_subset(home, write_parquet, tmp_path, monkeypatch, few_attackers):
+    seen, whole = [], trial_module.evaluate_leakage
+
+    def watched(features, labels, *rest, **named):
+        seen.append({task: tuple(by_subset["test"]) for task, by_subset in labels.items()})
+        return whole(features, labels, *rest, **named)
+
+    monkeypatch.setattr(trial_module, "evaluate_leakage", watched)
+    out = tmp_path / "out"
+    assert run_sweep("--data", write_parquet(), "--omega", "0,1", "--dp.epsilon", "4", "--out", str(out)) == 0
+    opened = open_data(DataSettings(data=write_parquet(), image_size=16), SilentObserver())
+    labels = opened.training_data(("who", "pose", "glasses")).labels
+    assert seen == [{task: tuple(by_subset["validation"]) for task, by_subset in labels.items()}] * 2
+    for trial in result(out)["trials"]:
+        mean = sum(trial["validation"][task]["accuracy"] for task in ("pose", "glasses")) / 2
+        assert trial["values"]["utility"] == pytest.approx(mean)
+
+
 def test_the_best_is_published_under_an_alias_with_what_it_was_chosen_from(home, write_parquet, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["--data", write_parquet(), "--omega", "0,1", "--epsilon", "2,8", *NO_ATTACKS]
@@ -141,15 +169,17 @@ def test_the_best_is_published_under_an_alias_with_what_it_was_chosen_from(home,
     for objective, version in found["registered"].items():
         assert client.get_model_version_by_alias("faces-sweep.encoder", f"best-{objective}").version == int(version)
         record, _ = catalog.encoder(version)
-        assert "was chosen from 4 trained models by looking at private validation images" in Guarantee.from_json(
-            dict(record.guarantee)
-        ).statement()
+        assert (
+            "was chosen from 4 trained models by looking at private validation images"
+            in Guarantee.from_json(dict(record.guarantee)).statement()
+        )
         tasks = catalog.tasks(version)
         assert set(tasks) == {"who", "pose", "glasses"} and tasks["who"].private
         best = next(t for t in found["trials"] if t["id"] == found["best"][objective][0])
         assert tasks["pose"].metrics["accuracy"] == best["test"]["pose"]["accuracy"]
         assert tasks["pose"].dissimilarity["omega"] == best["point"]["omega"]
         assert "chosen from 4" in tasks["pose"].guarantee_text
+    assert not list((home / "sweeps").glob("*/weights/*")), "what is published need not be kept twice"
     # A further sweep takes the shared encoders, not their published copies.
     assert run_sweep("--data", write_parquet(), "--omega", "2,3", "--epsilon", "2,8", *NO_ATTACKS) == 0
     assert "2 found in the catalog" in capsys.readouterr().out
@@ -190,7 +220,7 @@ def test_a_trial_that_fails_is_reported_and_the_rest_go_on_and_resume_tries_it_a
     flags = ["--data", data, "--omega", "0,1,2", "--dp.epsilon", "2", *NO_ATTACKS, "--out", str(out)]
     assert run_sweep(*flags) == 0
     told = capsys.readouterr().out
-    assert "FAILED: MemoryError: no room" in told and "--resume tries them again" in told
+    assert "FAILED: MemoryError: no room" in told and "--resume tries 1 of them again" in told
     found = result(out)
     assert [t["status"] for t in found["trials"]] == ["done", "failed", "done"]
     assert len(found["front"]) >= 1
@@ -210,11 +240,14 @@ def test_a_trial_that_fails_is_reported_and_the_rest_go_on_and_resume_tries_it_a
     assert "nothing to resume" in complaint(capsys)
 
 
-def test_a_sweep_whose_driver_is_killed_goes_on_repeats_nothing_and_costs_the_same(home, write_parquet, tmp_path):
+@pytest.mark.parametrize("engine", ["process", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_sweep_whose_driver_is_killed_goes_on_repeats_nothing_and_costs_the_same(
+    home, write_parquet, tmp_path, engine
+):
     """SIGKILL in the middle: after the first of four trials, while the second is being trained."""
     data, out = write_parquet(), tmp_path / "out"
     flags = [*QUICK, "--data", data, "--omega", "0,1", "--epsilon", "2,4", "--dp.noise-seed", "7", *NO_ATTACKS]
-    flags += ["--out", str(out)]
+    flags += ["--out", str(out), "--engine", engine]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "pipelines/sweep.py", *flags]
     log = tmp_path / "log"
@@ -255,6 +288,53 @@ def test_a_sweep_whose_driver_is_killed_goes_on_repeats_nothing_and_costs_the_sa
     assert mine == theirs and disturbed.spent(1e-2) == other.spent(1e-2)
     values = {t["id"]: t["values"]["utility"] for t in result(out)["trials"]}
     assert values == {t["id"]: t["values"]["utility"] for t in found["trials"]}
+
+
+def test_an_encoder_that_was_in_the_making_takes_its_steps_again_and_is_not_charged_twice(
+    home, write_parquet, monkeypatch
+):
+    """Its noise comes from the operating system: only the same secret takes the same steps."""
+    whole = LedgerCharge.__call__
+
+    def interrupted(charge, step):
+        whole(charge, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    flags = ["--data", write_parquet(), "--omega", "0,1", "--dp.epsilon", "2", *NO_ATTACKS]
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerCharge, "__call__", interrupted)
+        assert run_sweep(*flags) == 130
+    assert [(e.charged, e.released) for e in account(home).entries] == [(2, False)]
+    assert run_sweep(*flags, "--resume") == 0
+    assert [(e.charged, e.mechanism.steps, e.released) for e in account(home).entries] == [(2, 2, True)]
+
+
+def test_reservations_are_made_for_all_encoders_or_for_none(home, write_parquet, capsys, monkeypatch):
+    """Another process spends what was free between the plan and the reservations."""
+    data = write_parquet()
+    assert run_sweep("--data", data, "--omega", "0,1", "--dp.epsilon", "2", *NO_ATTACKS) == 0
+    with Ledger(home / "ledger.db") as ledger:
+        ledger.set_limit(account(home).fingerprint, "faces", epsilon=4.0, delta=1e-2)
+    before = account(home)
+    monkeypatch.setattr(Plan, "check", lambda self: None)
+    assert run_sweep("--data", data, "--omega", "0,1", "--epsilon", "1,2,2.5", "--seeds", "1", *NO_ATTACKS) == 2
+    assert "does not have room" in complaint(capsys)
+    after = account(home)
+    assert after.committed(1e-2) == before.committed(1e-2)
+    assert all(e.released and not e.charged for e in after.entries[1:]) and len(after.entries) > 1
+
+
+def test_a_tracking_store_that_goes_away_stops_no_trial(home, write_parquet, tmp_path, monkeypatch, caplog):
+    def away(*_, **__):
+        raise UnavailableError("MLflow is gone")
+
+    monkeypatch.setattr("orchestrator.sweep.tracked.open_tracker", away)
+    out = tmp_path / "out"
+    flags = ["--data", write_parquet(), "--omega", "0,1", "--dp.epsilon", "2", *NO_ATTACKS]
+    assert run_sweep(*flags, "--out", str(out)) == 0
+    assert [t["status"] for t in result(out)["trials"]] == ["done"] * 2
+    assert "MLflow is gone" in caplog.text
 
 
 def test_a_resumed_sweep_goes_on_under_its_new_parent_run(home, write_parquet, tmp_path, monkeypatch):
@@ -334,7 +414,7 @@ def test_a_mistake_gets_one_line_and_trains_nothing(home, write_parquet, capsys,
 def test_no_private_attribute_is_refused(home, write_parquet, capsys):
     flags = [flag for flag in QUICK if flag not in ("--private", "who")]
     status = execute(
-        "orchestrator.sweep.settings:SweepSettings",
+        SETTINGS,
         sweep.run,
         [*flags, "--data", write_parquet(), "--omega", "0,1"],
         prog="sweep.py",

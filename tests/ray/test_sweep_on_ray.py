@@ -57,18 +57,18 @@ def on_two_nodes(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_sweep_on_two_nodes_without_a_common_disk_gives_what_one_process_gives(tmp_path, data):
-    space = ["--data", data, "--omega", "0,1,10,100", "--epsilon", "2,none", "--dp.noise-seed", "3"]
+    space = ["--data", data, "--omega", "0,1", "--epsilon", "2,none", "--dp.noise-seed", "3"]
     nodes, out = tmp_path / "nodes", tmp_path / "out"
     done = on_two_nodes(nodes, *space, "--storage", f"file://{tmp_path}/bucket", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert not (nodes / "trespasses").exists(), (nodes / "trespasses").read_text()
     found = json.loads((out / "sweep.json").read_text())
-    assert [t["status"] for t in found["trials"]] == ["done"] * 8 and found["encoders_trained"] == 2
+    assert [t["status"] for t in found["trials"]] == ["done"] * 4 and found["encoders_trained"] == 2
     for scratch in ("scratch-1", "scratch-2"):
         assert list((nodes / scratch / "features").glob("*.npy")), f"no trial ran on the node of {scratch}"
     assert not (nodes / "home" / "features").exists()
     (run,) = (tmp_path / "bucket" / "sweeps").iterdir()
-    assert len(list((run / "trials").iterdir())) == 8 and (run / "sweep.json").exists()
+    assert len(list((run / "trials").iterdir())) == 4 and (run / "sweep.json").exists()
     with Ledger(nodes / "home" / "ledger.db") as ledger:
         (entry,) = ledger.accounts()[0].entries
     assert entry.released and entry.charged == entry.mechanism.steps, "every step of the worker was charged here"
@@ -76,7 +76,7 @@ def test_a_sweep_on_two_nodes_without_a_common_disk_gives_what_one_process_gives
     here = subprocess.run(
         [sys.executable, "pipelines/sweep.py", *FLAGS, *space, "--engine", "process", "--out", str(tmp_path / "here")],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "METAMORPHOSIS_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "METAMORPHOSIS_HOME": str(tmp_path / "home")},
     )  # fmt: skip
     assert here.returncode == 0, here.stderr
     alone = json.loads((tmp_path / "here" / "sweep.json").read_text())
@@ -89,3 +89,20 @@ def test_a_path_is_refused_on_two_nodes_with_what_to_use_instead(tmp_path, data)
     said = done.stderr.strip().splitlines()[-1]
     assert "has 2 nodes" in said and "s3://" in said and "file:///" in said
     assert not list(tmp_path.glob("here/sweeps/*/trials/*"))
+
+
+def test_asha_and_optuna_run_to_their_end_and_what_was_stopped_is_said(tmp_path, data):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "METAMORPHOSIS_HOME": str(tmp_path / "home")}
+    flags = [*FLAGS, "--data", data, "--omega", "loguniform:1e-4:1e4", "--search", "optuna", "--trials", "4", "--asha"]
+    done = subprocess.run(
+        [sys.executable, "pipelines/sweep.py", *flags, "--out", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True, timeout=550, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Number of trials" not in done.stdout, "Tune prints nothing of its own"
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert len({t["id"] for t in found["trials"]}) == 4 and found["encoders_trained"] == 1
+    for trial in found["trials"]:
+        assert trial["status"] in ("done", "stopped")
+        assert (trial["status"] == "stopped") == (not trial["values"])
+        assert len(trial["curve"]) == 2 or trial["status"] == "stopped"

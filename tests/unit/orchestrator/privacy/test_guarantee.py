@@ -261,3 +261,11 @@ def test_what_asking_again_gives_is_said_as_it_is():
         replace(bounded(made()), noise_kind="none")
     with pytest.raises(ConfigError, match="keyed or fresh"):
         replace(made(), noise_kind="keyed")
+
+
+def test_a_model_that_was_chosen_says_so_and_others_do_not():
+    chosen = replace(made(), chosen_from=27)
+    assert "chosen from 27 trained models by looking at private validation images" in chosen.statement()
+    assert "no epsilon covers it" in chosen.statement()
+    assert "chosen from" not in made().statement() and "chosen_from" not in made().to_json()
+    assert Guarantee.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen

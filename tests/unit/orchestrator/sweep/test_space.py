@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -69,7 +70,7 @@ def test_a_grid_has_every_combination_once_and_trials_of_one_encoder_side_by_sid
     points = space(omega="0,1e-3,1e-2", epsilon="1,2,none", split_index="5,6,7", seed="0,1").grid()
     assert len(points) == len(set(points)) == 54
     encoders = [(p.split_index, p.epsilon, p.seed) for p in points]
-    changes = sum(a != b for a, b in zip(encoders, encoders[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(encoders))
     assert changes == 17, "18 encoders, each for three omegas in a row"
 
 
