@@ -15,10 +15,19 @@ from orchestrator.catalog import Catalog, catalogs
 from orchestrator.errors import ConfigError, DeploymentError, NotPublishedError
 from orchestrator.mlflow_store import check_reachable
 from orchestrator.settings import RuntimeSettings
-from serve.arguments import CatalogArgs, EncoderArgs, TaskArgs, VersionArgs
+from serve.arguments import (
+    CatalogArgs,
+    EncoderArgs,
+    TaskArgs,
+    VersionArgs,
+    encoder_app_name,
+    route_of,
+    task_app_name,
+)
 from serve.deployment.cluster import Cluster, joined, leave, remembered
 from serve.deployment.environment import Entrance, haproxy_binary
 from serve.deployment.state import Deployed, Deployments, DeploymentsFile
+from serve.front import FrontArgs
 from serve.leakage import newest_evaluation
 from serve.model import check_may_be_served
 from serve.settings import (
@@ -47,7 +56,7 @@ def up(settings: DeployUp, say: Say) -> None:
             cluster.check_room(sum(_cpus(one.args) for one in everything.values()))
             cluster.ensure(FRONT, lambda: _front_app(settings, settings.source), route="/")
             for task, one in everything.items():
-                if task in wanted or _app_name(task) not in cluster.status():
+                if task in wanted or task_app_name(task) not in cluster.status():
                     _bring(cluster, one, before=None)
                     deployments.tasks[task] = one
                     file.write(deployments)
@@ -99,7 +108,7 @@ def down(settings: DeployDown, say: Say) -> None:
                     cluster.shutdown()
                 else:
                     for task in tasks:
-                        cluster.remove(_app_name(task))
+                        cluster.remove(task_app_name(task))
                         say(f"{task}  is served no more")
                     kept = [one for task, one in deployments.tasks.items() if task not in tasks]
                     _remove_unused_encoders(cluster, [deployments.tasks[task] for task in tasks], kept)
@@ -129,9 +138,9 @@ def status(settings: Place) -> dict[str, Any]:
                 "canary": None if one.args.canary is None else one.args.canary.version,
                 "share": one.args.share,
                 "previous": [version.version for version in one.previous],
-                "state": found[_app_name(task)].state if _app_name(task) in found else "not running",
-                "replicas": dict(found[_app_name(task)].replicas) if _app_name(task) in found else {},
-                "message": found[_app_name(task)].message if _app_name(task) in found else "",
+                "state": found[task_app_name(task)].state if task_app_name(task) in found else "not running",
+                "replicas": dict(found[task_app_name(task)].replicas) if task_app_name(task) in found else {},
+                "message": found[task_app_name(task)].message if task_app_name(task) in found else "",
             }
             for task, one in sorted(deployments.tasks.items())
         },
@@ -227,9 +236,9 @@ def _change(
 
 def _bring(cluster: Cluster, one: Deployed, *, before: Deployed | None) -> None:
     """Make Serve serve it; where that fails, serve what was served before, and raise."""
-    from serve.app import route_of, task_app
+    from serve.app import task_app
 
-    name = _app_name(one.task)
+    name = task_app_name(one.task)
     try:
         for encoder in encoders_of(one):
             _bring_encoder(cluster, encoder)
@@ -244,15 +253,13 @@ def _bring(cluster: Cluster, one: Deployed, *, before: Deployed | None) -> None:
 
 
 def _bring_encoder(cluster: Cluster, args: EncoderArgs) -> None:
-    from serve.app import encoder_app, encoder_app_name
+    from serve.app import encoder_app
 
     name = encoder_app_name(args.source.catalog, args.encoder_version)
     cluster.ensure(name, lambda: encoder_app(args), route=None)
 
 
 def _remove_unused_encoders(cluster: Cluster, before: list[Deployed], after: list[Deployed]) -> None:
-    from serve.app import encoder_app_name
-
     def names(several: list[Deployed]) -> set[str]:
         found = [encoder for one in several for encoder in encoders_of(one)]
         return {encoder_app_name(encoder.source.catalog, encoder.encoder_version) for encoder in found}
@@ -325,7 +332,7 @@ def _args(settings: DeployUp, catalog: Catalog, task: str, version: VersionArgs)
 
 
 def _front_app(settings: Place, source: SourceSettings) -> Any:
-    from serve.front_app import FrontArgs, front_app
+    from serve.front_app import front_app
 
     return front_app(FrontArgs(registry=str(_registry(settings, source))))
 
@@ -350,9 +357,3 @@ def _catalog(settings: Place, source: SourceSettings) -> Catalog:
 
 def _cpus(args: TaskArgs) -> float:
     return args.replicas.num_cpus * args.replicas.min_replicas
-
-
-def _app_name(task: str) -> str:
-    from serve.app import task_app_name
-
-    return task_app_name(task)
