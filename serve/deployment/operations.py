@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.catalog import Catalog, catalogs
-from orchestrator.errors import ConfigError, DeploymentError, NotPublishedError
+from orchestrator.errors import ConfigError, DeploymentError, NotPublishedError, UnavailableError
 from orchestrator.mlflow_store import check_reachable
 from orchestrator.settings import RuntimeSettings
 from serve.arguments import (
@@ -26,6 +26,7 @@ from serve.arguments import (
 )
 from serve.deployment.cluster import Cluster, joined, leave, remembered
 from serve.deployment.environment import Entrance, haproxy_binary
+from serve.deployment.head import Head
 from serve.deployment.state import Deployed, Deployments, DeploymentsFile
 from serve.front import FrontArgs
 from serve.leakage import newest_evaluation
@@ -102,21 +103,17 @@ def down(settings: DeployDown, say: Say) -> None:
         tasks = tuple(deployments.tasks) if settings.all else settings.tasks
         for task in tasks:
             deployments.one(task)
-        if head is not None:
+        if head is not None and settings.all:
+            _end(settings, head, say)
+        elif head is not None:
             with joined(settings.folder, settings.address, begin=None, timeout_s=settings.timeout_s) as cluster:
-                if settings.all:
-                    cluster.shutdown()
-                else:
-                    for task in tasks:
-                        cluster.remove(task_app_name(task))
-                        say(f"{task}  is served no more")
-                    kept = [one for task, one in deployments.tasks.items() if task not in tasks]
-                    _remove_unused_encoders(cluster, [deployments.tasks[task] for task in tasks], kept)
+                for task in tasks:
+                    cluster.remove(task_app_name(task))
+                    say(f"{task}  is served no more")
+                kept = [one for task, one in deployments.tasks.items() if task not in tasks]
+                _remove_unused_encoders(cluster, [deployments.tasks[task] for task in tasks], kept)
         deployments.tasks = {task: one for task, one in deployments.tasks.items() if task not in tasks}
         file.write(deployments)
-        if settings.all and head is not None:
-            leave(settings.folder, head)
-            say("Serve has ended" + (", and the head node that `up` started" if head.pid is not None else ""))
 
 
 def status(settings: Place) -> dict[str, Any]:
@@ -167,6 +164,17 @@ def version_of(
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _end(settings: DeployDown, head: Head, say: Say) -> None:
+    """Serve, and the head node if it was started here."""
+    try:
+        with joined(settings.folder, settings.address, begin=None, timeout_s=settings.timeout_s) as cluster:
+            cluster.shutdown()
+        say("Serve has ended" + (", and the head node that `up` started" if head.pid is not None else ""))
+    except UnavailableError as error:
+        say(f"the cluster is given up, as it does not answer: {error}")
+    leave(settings.folder, head)
 
 
 @contextmanager

@@ -120,9 +120,9 @@ def test_tasks_are_served_updated_rolled_back_and_removed_each_alone(operator: O
     assert f"{operator.url}/tasks/loop" in told and f"{operator.url}/tasks/digit" in told
     with Shop(shop_template, tmp_path / "state") as shop:
         first, second = shop.model("loop"), shop.model("loop", "2")
-        wanted = {task: shop.model(task).features(digit_images(4)) for task in ("loop", "digit")}
+        wanted = {task: shop.model(task).features(digit_images(4)) for task in ("loop", "digit", "large")}
     with Shop(operator.home, operator.home) as shop:
-        camera = shop.token("camera", "device", loop=["publish"], digit=["publish"])
+        camera = shop.token("camera", "device", loop=["publish"], digit=["publish"], large=["publish"])
         alice = shop.token("alice", "tenant", loop=["read", "metadata"])
     loop, digit = f"{operator.url}/tasks/loop", f"{operator.url}/tasks/digit"
 
@@ -149,6 +149,15 @@ def test_tasks_are_served_updated_rolled_back_and_removed_each_alone(operator: O
             assert len({response.content for response in refused}) == 1
     for path in ("/-/routes", "/-/routes/", "/-/ROUTES"):
         assert "loop" not in httpx.get(operator.url + path).text
+
+    # A third one, whose encoder is an app of its own.
+    operator.deploy("up", "large", "--encoder-version", "1", "--shared-encoder")
+    response = httpx.post(
+        f"{operator.url}/tasks/large/features", content=png(digit_images(1)[0]), headers=camera | FP32, timeout=30
+    )
+    found = decode(response.content, max_bytes=1 << 20, max_values=1 << 18)[0]["z"]
+    np.testing.assert_allclose(found, wanted["large"][:1], atol=2**-9 * float(np.abs(wanted["large"]).max()))
+    operator.deploy("down", "large")
 
     # Another version of one task: the other one does not notice.
     before = {task: operator.replicas(task) for task in ("loop", "digit")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import time
@@ -27,6 +28,7 @@ from pipelines import deploy
 from pipelines.command import execute
 from serve.arguments import CatalogArgs, ReplicaArgs, TaskArgs, VersionArgs
 from serve.deployment import environment, state
+from serve.deployment.cluster import check_ports
 from serve.deployment.environment import Entrance, serve_environment, write_haproxy_script
 from serve.deployment.head import Head, HeadFile
 from serve.deployment.operations import entrance_of, version_of
@@ -158,6 +160,18 @@ def test_the_token_of_the_cluster_is_made_once_and_is_for_its_owner(tmp_path):
     assert (
         len(str(file.scratch / "ray" / "session_2026-01-01_00-00-00_000000_1000000" / "sockets" / "plasma_store")) < 107
     )
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UnavailableError, match=f"port {port} cannot be listened at.*--port"):
+            check_ports(Entrance(port=port))
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(port))
+        with pytest.raises(UnavailableError, match="RAY_SERVE_HAPROXY_STATS_PORT"):
+            check_ports(Entrance(port=port + 1 if port < 65535 else port - 1, haproxy=True))
 
 
 def test_haproxy_is_on_where_it_is_installed_and_there_is_no_certificate(tmp_path, monkeypatch):
