@@ -166,7 +166,7 @@ def check_ports(entrance: Entrance) -> None:
     ports = {"--port": entrance.port}
     if entrance.haproxy:
         for name, usual in (("RAY_SERVE_HAPROXY_STATS_PORT", 8404), ("RAY_SERVE_HAPROXY_METRICS_PORT", 9101)):
-            ports[f"${name}, or --no-haproxy"] = int(os.environ.get(name, usual))
+            ports[f"${name}, or --haproxy off"] = int(os.environ.get(name, usual))
     for how, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -114,6 +114,26 @@ def same_but_for_time(response: httpx.Response) -> tuple[int, bytes, dict[str, s
     return response.status_code, response.content, kept
 
 
+def check_that_nobody_is_told_what_is_there(url: str) -> None:
+    tasks = [f"{url}/tasks/{task}" for task in ("loop", "digit", "nothing")]
+    for headers in ({}, {"Authorization": "Bearer mm_0000000000000000_x"}):
+        for path in ("features", "features/latest", "stream", "metadata", "healthz", "openapi.json", "x"):
+            refused = [httpx.get(f"{task}/{path}", headers=headers) for task in tasks]
+            assert {response.status_code for response in refused} == {401}
+            assert len({response.content for response in refused}) == 1
+    for path in ("/-/routes", "/-/routes/", "/-/ROUTES"):
+        assert "loop" not in httpx.get(url + path).text
+
+
+def check_features(url: str, headers: dict[str, str], wanted: np.ndarray) -> None:
+    """Of the first digits, published one after the other."""
+    for image, z in zip(digit_images(len(wanted)), wanted, strict=True):
+        response = httpx.post(f"{url}/features", content=png(image), headers=headers | FP32, timeout=30)
+        assert response.status_code == 200, response.text
+        found = decode(response.content, max_bytes=1 << 20, max_values=1 << 18)[0]["z"][0]
+        np.testing.assert_allclose(found, z, atol=2**-9 * float(np.abs(wanted).max()))
+
+
 @pytest.mark.timeout(1200)
 def test_tasks_are_served_updated_rolled_back_and_removed_each_alone(operator: Operator, shop_template, tmp_path):
     told = operator.deploy("up", "loop,digit", "--encoder-version", "1", "--port", str(operator.port))
@@ -127,36 +147,21 @@ def test_tasks_are_served_updated_rolled_back_and_removed_each_alone(operator: O
     loop, digit = f"{operator.url}/tasks/loop", f"{operator.url}/tasks/digit"
 
     # What comes out is what the library gives.
-    for task, url in (("loop", loop), ("digit", digit)):
-        for image, z in zip(digit_images(4), wanted[task], strict=True):
-            response = httpx.post(f"{url}/features", content=png(image), headers=camera | FP32, timeout=30)
-            assert response.status_code == 200, response.text
-            found = decode(response.content, max_bytes=1 << 20, max_values=1 << 18)[0]["z"][0]
-            np.testing.assert_allclose(found, z, atol=2**-9 * float(np.abs(wanted[task]).max()))
+    check_features(loop, camera, wanted["loop"])
+    check_features(digit, camera, wanted["digit"])
     read = httpx.get(f"{loop}/features", headers=alice | FP32, params={"limit": 9})
     arrays, text = decode(read.content, max_bytes=1 << 24, max_values=1 << 20)
     assert arrays["sequence"].tolist() == [1, 2, 3, 4] and text["version"] == first.module.card.version
     assert httpx.get(f"{loop}/metadata", headers=alice).json()["guarantee"] == first.module.card.guarantee
 
-    # Nobody is told what is there.
     unknown = httpx.get(f"{operator.url}/tasks/nothing/features", headers=alice)
     assert unknown.status_code == 404
     assert same_but_for_time(httpx.get(f"{digit}/features", headers=alice)) == same_but_for_time(unknown)
-    for headers in ({}, {"Authorization": "Bearer mm_0000000000000000_x"}):
-        for path in ("features", "features/latest", "stream", "metadata", "healthz", "openapi.json", "x"):
-            refused = [httpx.get(f"{url}/{path}", headers=headers) for url in (loop, digit, f"{operator.url}/tasks/no")]
-            assert {response.status_code for response in refused} == {401}
-            assert len({response.content for response in refused}) == 1
-    for path in ("/-/routes", "/-/routes/", "/-/ROUTES"):
-        assert "loop" not in httpx.get(operator.url + path).text
+    check_that_nobody_is_told_what_is_there(operator.url)
 
     # A third one, whose encoder is an app of its own.
     operator.deploy("up", "large", "--encoder-version", "1", "--shared-encoder")
-    response = httpx.post(
-        f"{operator.url}/tasks/large/features", content=png(digit_images(1)[0]), headers=camera | FP32, timeout=30
-    )
-    found = decode(response.content, max_bytes=1 << 20, max_values=1 << 18)[0]["z"]
-    np.testing.assert_allclose(found, wanted["large"][:1], atol=2**-9 * float(np.abs(wanted["large"]).max()))
+    check_features(f"{operator.url}/tasks/large", camera, wanted["large"])
     operator.deploy("down", "large")
 
     # Another version of one task: the other one does not notice.

@@ -31,7 +31,7 @@ from serve.deployment import environment, state
 from serve.deployment.cluster import check_ports
 from serve.deployment.environment import Entrance, serve_environment, write_haproxy_script
 from serve.deployment.head import Head, HeadFile
-from serve.deployment.operations import entrance_of, version_of
+from serve.deployment.planning import entrance_of, version_of
 from serve.deployment.render import Pod, rayservice, serve_config
 from serve.deployment.state import Deployed, Deployments, DeploymentsFile
 from serve.front import build_front
@@ -177,13 +177,13 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(monkeypatch):
 def test_haproxy_is_on_where_it_is_installed_and_there_is_no_certificate(tmp_path, monkeypatch):
     files = EntranceSettings(tls="files", certificate=Path("/c.pem"), key=Path("/k.pem"))
     for binary, wanted in (("/bin/true", True), (None, False)):
-        monkeypatch.setattr("serve.deployment.operations.haproxy_binary", lambda binary=binary: binary)
+        monkeypatch.setattr("serve.deployment.planning.haproxy_binary", lambda binary=binary: binary)
         assert entrance_of(EntranceSettings(), tmp_path, there=None).haproxy is wanted
-        assert entrance_of(EntranceSettings(haproxy=False), tmp_path, there=None).haproxy is False
+        assert entrance_of(EntranceSettings(haproxy="off"), tmp_path, there=None).haproxy is False
         assert entrance_of(files, tmp_path, there=None).haproxy is False
     assert entrance_of(files, tmp_path, there=None).http_options()["ssl_keyfile"] == "/k.pem"
     with pytest.raises(ConfigError, match="no TLS"):
-        EntranceSettings(haproxy=True, tls="self-signed")
+        EntranceSettings(haproxy="on", tls="self-signed")
     with pytest.raises(ConfigError, match="all three"):
         EntranceSettings(certificate=Path("/c.pem"))
 
