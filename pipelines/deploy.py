@@ -60,7 +60,7 @@ def _show(console: Console, status: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _render(console: Console, command: DeployRender) -> None:
-    import ray
+    from importlib.metadata import version
 
     from orchestrator.checkpoint import write_atomically
     from orchestrator.errors import NotPublishedError
@@ -80,7 +80,7 @@ def _render(console: Console, command: DeployRender) -> None:
         pod,
         serve_environment(Entrance(), command.folder),
         storage=str(command.storage_path),
-        ray_version=ray.__version__,
+        ray_version=version("ray"),
     )
     command.out.mkdir(parents=True, exist_ok=True)
     for name, document in (("serve.yaml", config), ("rayservice.yaml", manifest)):

@@ -1,1 +1,1 @@
-"""To whom: feature endpoints for tenants. Reserved for the serving layer; nothing is served yet."""
+"""To whom: feature endpoints for tenants, and what brings them up."""

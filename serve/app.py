@@ -25,7 +25,16 @@ from orchestrator.errors import CheckpointError, NonFiniteFeatureError
 from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
 from orchestrator.runs.noise import noise_key_path
 from serve.api import build_api
-from serve.arguments import CatalogArgs, EncoderArgs, ReplicaArgs, TaskArgs, VersionArgs
+from serve.arguments import (
+    ENCODER,
+    ENDPOINT,
+    CatalogArgs,
+    EncoderArgs,
+    ReplicaArgs,
+    TaskArgs,
+    VersionArgs,
+    encoder_app_name,
+)
 from serve.leakage import measured
 from serve.metrics import RayMeter
 from serve.model import EncoderFeatures, EncoderModel, Features, ModuleModel
@@ -34,9 +43,6 @@ from serve.streams import FeatureStore
 from serve.tenants.gate import Gate
 from tasks.datasets.table import ImageArray
 
-ENDPOINT: Final = "Endpoint"
-"""Name of every task app's deployment."""
-ENCODER: Final = "Encoder"
 _STUCK_S: Final = 60.0
 """A batch that takes longer has not only many images."""
 _REMEMBERED: Final = 256
@@ -238,21 +244,6 @@ def encoder_app(args: EncoderArgs) -> Application:
     """What a Serve config names as ``serve.app:encoder_app``."""
     app: Application = ray_serve.deployment(name=ENCODER)(SharedEncoder).options(**args.replicas.options()).bind(args)
     return app
-
-
-def task_app_name(task: str) -> str:
-    """Of a task's app in Serve."""
-    return f"task-{task}"
-
-
-def encoder_app_name(catalog: str, encoder_version: str) -> str:
-    """Of a shared encoder's app in Serve."""
-    return f"encoder-{catalog}-{encoder_version}"
-
-
-def route_of(task: str) -> str:
-    """Below which a task answers."""
-    return f"/tasks/{task}"
 
 
 def _open(source: CatalogArgs) -> Catalog:

@@ -1,12 +1,17 @@
 """What the apps are made from: plain values that Ray Serve carries, in a config file too. Unknown keys are refused."""
 
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.model import Arithmetic
 from serve.service import ServiceLimits
 from serve.streams import RingLimits
+
+ENDPOINT: Final = "Endpoint"
+"""Name of every task app's deployment."""
+ENCODER: Final = "Encoder"
+"""Of every shared encoder's."""
 
 
 class _Args(BaseModel):
@@ -115,3 +120,18 @@ class EncoderArgs(_Args):
     source: CatalogArgs
     encoder_version: str
     replicas: ReplicaArgs = ReplicaArgs()
+
+
+def task_app_name(task: str) -> str:
+    """Of a task's app in Serve."""
+    return f"task-{task}"
+
+
+def encoder_app_name(catalog: str, encoder_version: str) -> str:
+    """Of a shared encoder's app in Serve."""
+    return f"encoder-{catalog}-{encoder_version}"
+
+
+def route_of(task: str) -> str:
+    """Below which a task answers."""
+    return f"/tasks/{task}"

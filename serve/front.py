@@ -5,11 +5,23 @@ from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
 
 from serve.problems import no_such_task, problem_of, response_to
 from serve.tenants.gate import Gate, Verb
 
 _METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+
+
+class FrontArgs(BaseModel):
+    """What it is made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    registry: str
+    """File of the tenants' registry."""
+    pin: str | None = "node:__internal_head__"
+    """As of `serve.arguments.ReplicaArgs`."""
 
 
 def build_front(gate: Gate) -> FastAPI:

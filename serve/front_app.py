@@ -3,23 +3,11 @@
 from pathlib import Path
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 from ray.serve import Application
 
-from serve.front import build_front
+from serve.front import FrontArgs, build_front
 from serve.tenants.gate import Gate
-
-
-class FrontArgs(BaseModel):
-    """What it is made from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    registry: str
-    """File of the tenants' registry."""
-    pin: str | None = "node:__internal_head__"
-    """As of `serve.arguments.ReplicaArgs`."""
 
 
 class Front:

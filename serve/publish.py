@@ -69,7 +69,7 @@ class Publisher:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``patience_s``: how long one frame is tried. Raises `ConfigError` for an address that gives the token away."""
+        """``patience_s`` is for one frame. Raises `ConfigError` for an address that gives the token away."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"{url!r} is no address of a server: give one like https://127.0.0.1:8000")

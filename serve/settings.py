@@ -51,9 +51,9 @@ class EntranceSettings:
     """Interface to listen on; 0.0.0.0 is all of them. Default: 127.0.0.1."""
     port: int | None = None
     """Port to listen on. Default: 8000."""
-    haproxy: bool | None = None
-    """Ray's HAProxy in front, several times as fast as Serve's own proxy; it speaks no TLS. Default: where it is
-    installed and there is no certificate."""
+    haproxy: Literal["auto", "on", "off"] = "auto"
+    """Ray's HAProxy in front, several times as fast as Serve's own proxy; it speaks no TLS. auto: where it is installed
+    and there is no certificate."""
     tls: Literal["off", "self-signed", "files"] | None = None
     """files: --certificate and --key; self-signed: made in the storage folder, for trying out, or for devices that are
     given the certificate. Default: off."""
@@ -68,7 +68,7 @@ class EntranceSettings:
         files = (self.certificate is not None, self.key is not None)
         if any(files) != (self.tls == "files") or (not all(files) and any(files)):
             raise ConfigError("--tls files goes with --certificate and --key: give all three, or none")
-        if self.haproxy and self.tls not in {None, "off"}:
+        if self.haproxy == "on" and self.tls not in {None, "off"}:
             raise ConfigError("Serve's HAProxy speaks no TLS: leave --haproxy or --tls out")
         for name in ("port", "metrics_port"):
             if not 0 < (getattr(self, name) or 1) < 2**16:

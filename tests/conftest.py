@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     open_client(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def shop_template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Path:
+    """A storage folder with small published tasks of digits (`served.train_shop`). Copy it, or only read."""
+    from served import train_shop
+
+    home = tmp_path_factory.mktemp("shop")
+    shutil.copy(mlflow_template, home / "mlflow.db")
+    train_shop(home)
+    return home
 
 
 @pytest.fixture(scope="session")

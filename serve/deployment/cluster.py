@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -152,11 +153,29 @@ def joined(
         environment |= file.authentication()
     os.environ.update(environment)
     if head is None:
+        check_ports(entrance)
         head = file.start(entrance, environment, metrics_port=metrics_port, timeout_s=timeout_s)
     # The processes of a head that was started here have this environment from it.
     with ray_cluster(head.address, worker_env=environment if head.pid is None else None):
         _start(entrance)
         yield Cluster(head, timeout_s=timeout_s)
+
+
+def check_ports(entrance: Entrance) -> None:
+    """Raise `UnavailableError` where something listens already where Serve is to: it would try for a minute."""
+    ports = {"--port": entrance.port}
+    if entrance.haproxy:
+        for name, usual in (("RAY_SERVE_HAPROXY_STATS_PORT", 8404), ("RAY_SERVE_HAPROXY_METRICS_PORT", 9101)):
+            ports[f"${name}, or --haproxy off"] = int(os.environ.get(name, usual))
+    for how, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((entrance.host if port == entrance.port else "127.0.0.1", port))
+            except OSError as error:
+                raise UnavailableError(
+                    f"port {port} cannot be listened at ({error.strerror}): choose another one with {how}"
+                ) from error
 
 
 def remembered(folder: Path) -> Head | None:

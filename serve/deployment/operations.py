@@ -5,22 +5,24 @@ An app that does not come up is brought back to what it was, so the file always 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from orchestrator.catalog import Catalog, catalogs
-from orchestrator.errors import ConfigError, DeploymentError, NotPublishedError
-from orchestrator.mlflow_store import check_reachable
-from orchestrator.settings import RuntimeSettings
-from serve.arguments import CatalogArgs, EncoderArgs, TaskArgs, VersionArgs
+from orchestrator.catalog import Catalog
+from orchestrator.errors import DeploymentError, UnavailableError
+from serve.arguments import (
+    EncoderArgs,
+    TaskArgs,
+    encoder_app_name,
+    route_of,
+    task_app_name,
+)
 from serve.deployment.cluster import Cluster, joined, leave, remembered
-from serve.deployment.environment import Entrance, haproxy_binary
+from serve.deployment.head import Head
+from serve.deployment.planning import Say, catalog_of, entrance_of, registry_of, version_of, wanted_tasks
 from serve.deployment.state import Deployed, Deployments, DeploymentsFile
-from serve.leakage import newest_evaluation
-from serve.model import check_may_be_served
+from serve.front import FrontArgs
 from serve.settings import (
     DeployDown,
     DeployRollback,
@@ -31,23 +33,21 @@ from serve.settings import (
     Place,
     SourceSettings,
 )
-from serve.versions import served_version
 
 FRONT = "front"
-Say = Callable[[str], None]
 
 
 def up(settings: DeployUp, say: Say) -> None:
     """Serve tasks that are not served yet."""
-    catalog = _catalog(settings, settings.source)
+    catalog = catalog_of(settings, settings.source)
     with _changing(settings) as (file, deployments):
-        wanted = _wanted(settings, catalog, deployments, say)
+        wanted = wanted_tasks(settings, catalog, deployments, say)
         with _cluster(settings, settings.entrance) as cluster:
             everything = {**deployments.tasks, **wanted}
             cluster.check_room(sum(_cpus(one.args) for one in everything.values()))
             cluster.ensure(FRONT, lambda: _front_app(settings, settings.source), route="/")
             for task, one in everything.items():
-                if task in wanted or _app_name(task) not in cluster.status():
+                if task in wanted or task_app_name(task) not in cluster.status():
                     _bring(cluster, one, before=None)
                     deployments.tasks[task] = one
                     file.write(deployments)
@@ -93,21 +93,17 @@ def down(settings: DeployDown, say: Say) -> None:
         tasks = tuple(deployments.tasks) if settings.all else settings.tasks
         for task in tasks:
             deployments.one(task)
-        if head is not None:
+        if head is not None and settings.all:
+            _end(settings, head, say)
+        elif head is not None:
             with joined(settings.folder, settings.address, begin=None, timeout_s=settings.timeout_s) as cluster:
-                if settings.all:
-                    cluster.shutdown()
-                else:
-                    for task in tasks:
-                        cluster.remove(_app_name(task))
-                        say(f"{task}  is served no more")
-                    kept = [one for task, one in deployments.tasks.items() if task not in tasks]
-                    _remove_unused_encoders(cluster, [deployments.tasks[task] for task in tasks], kept)
+                for task in tasks:
+                    cluster.remove(task_app_name(task))
+                    say(f"{task}  is served no more")
+                kept = [one for task, one in deployments.tasks.items() if task not in tasks]
+                _remove_unused_encoders(cluster, [deployments.tasks[task] for task in tasks], kept)
         deployments.tasks = {task: one for task, one in deployments.tasks.items() if task not in tasks}
         file.write(deployments)
-        if settings.all and head is not None:
-            leave(settings.folder, head)
-            say("Serve has ended" + (", and the head node that `up` started" if head.pid is not None else ""))
 
 
 def status(settings: Place) -> dict[str, Any]:
@@ -129,35 +125,27 @@ def status(settings: Place) -> dict[str, Any]:
                 "canary": None if one.args.canary is None else one.args.canary.version,
                 "share": one.args.share,
                 "previous": [version.version for version in one.previous],
-                "state": found[_app_name(task)].state if _app_name(task) in found else "not running",
-                "replicas": dict(found[_app_name(task)].replicas) if _app_name(task) in found else {},
-                "message": found[_app_name(task)].message if _app_name(task) in found else "",
+                "state": found[task_app_name(task)].state if task_app_name(task) in found else "not running",
+                "replicas": dict(found[task_app_name(task)].replicas) if task_app_name(task) in found else {},
+                "message": found[task_app_name(task)].message if task_app_name(task) in found else "",
             }
             for task, one in sorted(deployments.tasks.items())
         },
     }
 
 
-def version_of(
-    catalog: Catalog, encoder_version: str, task: str, storage: Path, evaluation: Path | None
-) -> VersionArgs:
-    """Of a published task that may be served. Raises `NotPublishedError`, `PrivacyRefusal`."""
-    encoder, _ = catalog.encoder(encoder_version)
-    records = catalog.tasks(encoder.version)
-    if task not in records:
-        known = ", ".join(name for name, record in records.items() if not record.private) or "(none)"
-        raise NotPublishedError(f"no task {task!r} is published for encoder {encoder.version}; known: {known}")
-    check_may_be_served(encoder, records[task])
-    if evaluation is None:
-        evaluation = newest_evaluation(storage, catalog=catalog.name, encoder_version=encoder.version)
-    return VersionArgs(
-        encoder_version=encoder.version,
-        version=served_version(records[task]),
-        evaluation=None if evaluation is None else str(evaluation),
-    )
-
-
 # -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _end(settings: DeployDown, head: Head, say: Say) -> None:
+    """Serve, and the head node if it was started here."""
+    try:
+        with joined(settings.folder, settings.address, begin=None, timeout_s=settings.timeout_s) as cluster:
+            cluster.shutdown()
+        say("Serve has ended" + (", and the head node that `up` started" if head.pid is not None else ""))
+    except UnavailableError as error:
+        say(f"the cluster is given up, as it does not answer: {error}")
+    leave(settings.folder, head)
 
 
 @contextmanager
@@ -182,37 +170,6 @@ def _cluster(settings: Place, entrance: EntranceSettings) -> Iterator[Cluster]:
         yield cluster
 
 
-def entrance_of(settings: EntranceSettings, folder: Path, *, there: Entrance | None) -> Entrance:
-    """Of the flags; what they do not say is as it is, or the default. Raises `ConfigError` where they say otherwise."""
-    base = there or Entrance(haproxy=False)
-    certificate, key = base.certificate, base.key
-    if settings.tls == "off":
-        certificate = key = None
-    elif settings.tls == "files":
-        certificate, key = (str(path.expanduser().absolute()) for path in (settings.certificate, settings.key) if path)
-    elif settings.tls == "self-signed" and certificate is None:
-        made = importlib.import_module("serve.tenants.tls").self_signed(
-            folder / "tls", [settings.host or base.host, "localhost", "127.0.0.1"]
-        )
-        certificate, key = (str(path) for path in made)
-    haproxy = settings.haproxy
-    if haproxy is None:
-        haproxy = there.haproxy if there is not None else certificate is None and haproxy_binary() is not None
-    asked = Entrance(
-        host=settings.host or base.host,
-        port=settings.port or base.port,
-        haproxy=haproxy,
-        certificate=certificate,
-        key=key,
-    )
-    if there is not None and asked != there:
-        raise ConfigError(
-            f"Serve listens at {there.url}{' through HAProxy' if there.haproxy else ''} already, and cannot be moved "
-            "while it runs: leave these flags out, or `down --all` first"
-        )
-    return asked
-
-
 def _change(
     settings: Place, file: DeploymentsFile, deployments: Deployments, before: Deployed, after: Deployed
 ) -> None:
@@ -227,9 +184,9 @@ def _change(
 
 def _bring(cluster: Cluster, one: Deployed, *, before: Deployed | None) -> None:
     """Make Serve serve it; where that fails, serve what was served before, and raise."""
-    from serve.app import route_of, task_app
+    from serve.app import task_app
 
-    name = _app_name(one.task)
+    name = task_app_name(one.task)
     try:
         for encoder in encoders_of(one):
             _bring_encoder(cluster, encoder)
@@ -244,15 +201,13 @@ def _bring(cluster: Cluster, one: Deployed, *, before: Deployed | None) -> None:
 
 
 def _bring_encoder(cluster: Cluster, args: EncoderArgs) -> None:
-    from serve.app import encoder_app, encoder_app_name
+    from serve.app import encoder_app
 
     name = encoder_app_name(args.source.catalog, args.encoder_version)
     cluster.ensure(name, lambda: encoder_app(args), route=None)
 
 
 def _remove_unused_encoders(cluster: Cluster, before: list[Deployed], after: list[Deployed]) -> None:
-    from serve.app import encoder_app_name
-
     def names(several: list[Deployed]) -> set[str]:
         found = [encoder for one in several for encoder in encoders_of(one)]
         return {encoder_app_name(encoder.source.catalog, encoder.encoder_version) for encoder in found}
@@ -272,87 +227,11 @@ def encoders_of(one: Deployed) -> list[EncoderArgs]:
     ]
 
 
-def _wanted(settings: DeployUp, catalog: Catalog, deployments: Deployments, say: Say) -> dict[str, Deployed]:
-    """What is asked for and not served yet."""
-    source = settings.source
-    encoder, _ = catalog.encoder(source.encoder_version)
-    published = [task for task, record in catalog.tasks(encoder.version).items() if not record.private]
-    asked = source.tasks or tuple(published)
-    if not asked:
-        raise NotPublishedError(
-            f"no task that may be served is published for encoder {encoder.version} of catalog {catalog.name!r}: "
-            "train one with pipelines/train.py or pipelines/add_task.py"
-        )
-    wanted = {}
-    for task in asked:
-        evaluation = None if source.evaluation is None else source.evaluation.expanduser().absolute()
-        version = version_of(catalog, encoder.version, task, settings.storage_path, evaluation)
-        there = deployments.tasks.get(task)
-        if there is None:
-            wanted[task] = Deployed(args=_args(settings, catalog, task, version))
-            continue
-        if there.args.source.catalog != catalog.name:
-            raise ConfigError(
-                f"task {task!r} of catalog {there.args.source.catalog!r} is served at /tasks/{task} already: take it "
-                f"down first, or choose other tasks"
-            )
-        say(f"{task}  version {there.args.current.version}  is served already; `deploy.py update {task}` changes that")
-    return wanted
-
-
-def _args(settings: DeployUp, catalog: Catalog, task: str, version: VersionArgs) -> TaskArgs:
-    endpoint = settings.endpoint
-    return TaskArgs(
-        task=task,
-        source=CatalogArgs(
-            tracking_uri=catalog.uri,
-            catalog=catalog.name,
-            storage=str(settings.storage_path),
-            device=endpoint.device,
-            arithmetic=endpoint.arithmetic,
-            threads=endpoint.threads,
-        ),
-        registry=str(_registry(settings, settings.source)),
-        streams=str(settings.folder / "streams"),
-        current=version,
-        shared_encoder=endpoint.shared_encoder,
-        replicas=endpoint.replicas(),
-        max_body_bytes=int(endpoint.max_body_mb * (1 << 20)),
-        max_pixels=endpoint.max_pixels,
-        stream_age_s=endpoint.keep_hours * 3600,
-        stream_bytes=int(endpoint.keep_mb * (1 << 20)),
-    )
-
-
 def _front_app(settings: Place, source: SourceSettings) -> Any:
-    from serve.front_app import FrontArgs, front_app
+    from serve.front_app import front_app
 
-    return front_app(FrontArgs(registry=str(_registry(settings, source))))
-
-
-def _registry(settings: Place, source: SourceSettings) -> Path:
-    return (source.registry or settings.storage_path / "tenants.db").expanduser().absolute()
-
-
-def _catalog(settings: Place, source: SourceSettings) -> Catalog:
-    runtime = RuntimeSettings(storage=settings.storage, tracking_uri=source.tracking_uri)
-    check_reachable(runtime.tracking)
-    if source.catalog is not None:
-        return Catalog(runtime.tracking, source.catalog)
-    known = catalogs(runtime.tracking)
-    if len(known) != 1:
-        raise NotPublishedError(
-            f"there are {len(known)} catalogs at {runtime.tracking} ({', '.join(known) or 'none'}): "
-            + ("name one with --catalog" if known else "train an encoder first with pipelines/train.py")
-        )
-    return Catalog(runtime.tracking, known[0])
+    return front_app(FrontArgs(registry=str(registry_of(settings, source))))
 
 
 def _cpus(args: TaskArgs) -> float:
     return args.replicas.num_cpus * args.replicas.min_replicas
-
-
-def _app_name(task: str) -> str:
-    from serve.app import task_app_name
-
-    return task_app_name(task)

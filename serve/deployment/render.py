@@ -13,11 +13,11 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel
 
-from serve.app import encoder_app_name, route_of, task_app_name
+from serve.arguments import encoder_app_name, route_of, task_app_name
 from serve.deployment.environment import Entrance
 from serve.deployment.operations import FRONT, encoders_of
 from serve.deployment.state import Deployments
-from serve.front_app import FrontArgs
+from serve.front import FrontArgs
 
 _STORAGE: Final = "/storage"
 """Where the storage folder is in a container."""

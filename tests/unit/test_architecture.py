@@ -50,7 +50,6 @@ def test_only_the_shells_import_ray():
         "serve/front_app.py",
         "serve/metrics.py",
         "serve/deployment/cluster.py",
-        "pipelines/deploy.py",
     }
 
 

@@ -217,6 +217,20 @@ def test_bits_are_spent_once_for_an_image_and_end_with_the_budget(shop, camera):
         assert ledger.spent("camera", "digit") == 0
 
 
+def test_a_bounded_feature_that_is_in_the_stream_is_not_computed_again(shop, camera):
+    lane, computed = shop.lane("digit"), []
+
+    async def infer(pixels, digest):
+        computed.append(digest)
+        return await lane.infer(pixels, digest)
+
+    digit = shop.client("digit", lanes=Lanes(current=Lane(module=lane.module, infer=infer)))
+    one, two = (png(image) for image in digit_images(2))
+    bodies = [features(digit.post("/features", content=file, headers=camera | FP32))[0] for file in (one, two, one)]
+    assert len(computed) == 2
+    np.testing.assert_array_equal(bodies[0]["z"], bodies[2]["z"])
+
+
 def test_without_a_limit_of_bits_nothing_that_is_bounded_is_released(shop, camera):
     bob = shop.token("bob", "tenant", digit=["read"])
     digit = shop.client("digit")
