@@ -46,6 +46,11 @@ class Places:
 
     registry: Path
 
+    @classmethod
+    def in_storage(cls, storage: Path) -> Places:
+        """Where they are unless somebody says otherwise."""
+        return cls(registry=storage / "tenants" / "registry.db")
+
     @property
     def audit(self) -> Path:
         """The audit log."""
