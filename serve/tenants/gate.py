@@ -66,6 +66,16 @@ class Places:
         """Request rates."""
         return self.registry.with_name(f"{self.registry.stem}.rates")
 
+    @property
+    def custody(self) -> Path:
+        """The folder of the custodian of labels."""
+        return self.registry.with_name(f"{self.registry.stem}-custody")
+
+    @property
+    def custody_key(self) -> Path:
+        """Its key, unless it is kept elsewhere."""
+        return self.registry.with_name(f"{self.registry.stem}-custody.key")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admission:
