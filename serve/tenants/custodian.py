@@ -114,7 +114,9 @@ class Custodian:
                 self._save(state)
         if entry is None:
             self._refuse(name, "release", NOT_FOUND, now, "nothing is held")
-            raise Refused.because(NOT_FOUND)
+            error = Refused.because(NOT_FOUND)
+            error.add_note(f"No {subset!r} labels of task {task!r} are held for {tenant!r}")
+            raise error
         if not entry.is_due(now):
             told = f"not before {shown(entry.not_before)}"
             self._refuse(name, "release", EARLY, now, told)
