@@ -46,6 +46,11 @@ class Places:
 
     registry: Path
 
+    @classmethod
+    def in_storage(cls, storage: Path) -> Places:
+        """Where they are unless somebody says otherwise."""
+        return cls(registry=storage / "tenants" / "registry.db")
+
     @property
     def audit(self) -> Path:
         """The audit log."""
@@ -60,6 +65,16 @@ class Places:
     def rates(self) -> Path:
         """Request rates."""
         return self.registry.with_name(f"{self.registry.stem}.rates")
+
+    @property
+    def custody(self) -> Path:
+        """The folder of the custodian of labels."""
+        return self.registry.with_name(f"{self.registry.stem}-custody")
+
+    @property
+    def custody_key(self) -> Path:
+        """Its key, unless it is kept elsewhere."""
+        return self.registry.with_name(f"{self.registry.stem}-custody.key")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
