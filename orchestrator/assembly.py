@@ -27,6 +27,7 @@ from orchestrator.privacy.plan import DpPlan
 from orchestrator.producer import InputSource, Producer, build_offers
 from orchestrator.release import NoisePlan, SessionRelease
 from orchestrator.sampling import derive_seed
+from orchestrator.shaping import Shaping, ShapingPlan
 from orchestrator.updates import batch_sampler, build_update
 from tasks.datasets.table import ImageTable, Normalisation
 from tasks.spec import TaskSpec
@@ -130,18 +131,17 @@ class SessionPlan:
     """PyTorch threads of the producer; None leaves the process as it is."""
     noise: NoisePlan | None = None
     """Of bounded features, which must have it; None for others."""
+    shaping: ShapingPlan = ShapingPlan()
+    """What is asked of bounded features besides what their tenants ask."""
 
     def __post_init__(self) -> None:
         if (self.channel is None) != (self.noise is None):
             raise ConfigError("bounded features need noise, and no others have any: give network and noise together")
         if self.channel is not None and self.dp is not None:
             raise ConfigError("bounded features are not trained under DP: leave out one of the two")
-        dense = [task for task, spec in self.data.specs.items() if spec.head != "classifier"]
-        if self.channel is not None and dense:
-            raise ConfigError(
-                f"bounded features are for classification so far, and {', '.join(dense)} is none: train it without "
-                "--task-privacy bounded"
-            )
+        if self.shaping.asks and self.channel is None:
+            raise ConfigError("a rate and named secrets are of bounded features: give --task-privacy bounded")
+        _ = self.shape  # or the features do not fit
         if self.frozen and self.encoder is None:
             raise ConfigError("a frozen encoder needs weights")
         if self.dp is not None and self.dissimilarity.omega > 0:
@@ -235,6 +235,7 @@ def build_producer(plan: SessionPlan) -> Producer:
         delta=plan.dp.delta if plan.dp else 0.0,
         guard=GradientGuard(GuardConfig()) if plan.config.guard else None,
         release=_release(plan),
+        shaping=_shaping(plan, device),
     )
 
 
@@ -242,6 +243,22 @@ def _release(plan: SessionPlan) -> SessionRelease | None:
     if plan.channel is None or plan.noise is None:
         return None
     return SessionRelease(plan.noise, plan.channel, images=plan.data.images, rows=plan.data.rows)
+
+
+def _shaping(plan: SessionPlan, device: torch.device) -> Shaping | None:
+    """None also where the modules are trained already: then only heads are to be."""
+    if plan.channel is None or not plan.shaping.asks or plan.modules is not None:
+        return None
+    return Shaping(
+        plan.shaping,
+        plan.channel,
+        specs=plan.data.specs,
+        labels={task: labels["train"] for task, labels in plan.data.labels.items()},
+        feature_shape=plan.shape,
+        total_steps=plan.total_steps,
+        seed=derive_seed(plan.seed, "shaping"),
+        device=device,
+    )
 
 
 def cache_key(encoder: nn.Module, *, fingerprint: str, image_size: int) -> str:

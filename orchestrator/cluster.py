@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,12 @@ NAMESPACE = "metamorphosis"
 
 
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[None]:
+def ray_cluster(address: str | None, *, worker_env: Mapping[str, str] | None = None) -> Iterator[None]:
     """Connect to ``address``, to ``$RAY_ADDRESS``, or to a new cluster of this machine; disconnect at the end.
 
     A cluster that was started here is stopped here, and guarded by a token of its own: without one Ray would write a
-    world-readable token file to the user's home, which then decides how their next cluster behaves.
+    world-readable token file to the user's home, which then decides how their next cluster behaves. ``worker_env`` is
+    what is to stand in the environment of processes that are started on a cluster at an address; no secrets.
     """
     try:
         import ray
@@ -34,7 +35,13 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     handlers = _signal_handlers()
     try:
         if address:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": dict(worker_env)} if worker_env else None,
+            )
         else:
             _start_local()
     except (ConnectionError, RuntimeError, ValueError) as error:

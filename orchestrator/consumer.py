@@ -38,7 +38,8 @@ class ConsumerConfig:
     """How a tenant trains its head. These are the tenant's own choices."""
 
     head: str = "backbone"
-    """``backbone``: the rest of the backbone, as the paper; ``linear``: pooling and one linear layer."""
+    """``backbone``: the rest of the backbone, as the paper; ``linear``: pooling and one linear layer; ``mlp``: for
+    short vectors. A task that answers with a map has a head of convolutions, whatever is said here."""
     optimiser: OptimiserConfig = OptimiserConfig()
     total_steps: int
     """Steps of the whole training, for the learning-rate schedule."""
@@ -62,11 +63,11 @@ class Consumer:
         """``key``: to which the labels are sealed; None makes one that dies with this consumer."""
         self._offer, self._config = offer, config
         self._device = device or torch.device("cpu")
-        self._head_config = HeadConfig(
+        self._head_config = HeadConfig.for_task(
+            offer.spec,
             kind=config.head,
             backbone=offer.backbone,
             split_index=offer.split_index,
-            n_outputs=offer.spec.n_outputs,
             feature_shape=tuple_of_three(offer.contract.shape),
         )
         self._head = build_head(self._head_config, seed=derive_seed(config.seed, "head", self.task)).to(self._device)
@@ -88,7 +89,8 @@ class Consumer:
 
     def receive_labels(self, sealed: SealedLabels) -> None:
         """Open and keep one subset's labels."""
-        self._labels[sealed.subset] = open_labels(sealed, self._key, task=self.task, subset=sealed.subset)
+        shape = self._offer.spec.label_shape
+        self._labels[sealed.subset] = open_labels(sealed, self._key, task=self.task, subset=sealed.subset, shape=shape)
 
     def learn(self, batch: FeatureBatch) -> FeatureGradient:
         """One step of the head on dL/dM, and dL/dz back, for the mean loss L over the batch."""
@@ -107,13 +109,13 @@ class Consumer:
         return self.report(batch.subset, batch.example_ids, self.logits(batch))
 
     def report(self, subset: str, example_ids: IdArray, logits: NDArray[np.float32]) -> EvaluationReport:
-        """The task's metrics of these (B, n_outputs) logits, which may have been computed part by part."""
-        targets = self._targets(subset, example_ids)
-        metrics = compute_metrics(self._offer.spec, logits, targets)
-        return EvaluationReport(task=self.task, subset=subset, n_examples=len(targets), metrics=metrics)
+        """The task's metrics of these (B, n_outputs) logits or (B, C, H, W) maps, which may have been computed part by part."""
+        labels = self._labels_of(subset, example_ids)
+        metrics = compute_metrics(self._offer.spec, logits, labels)
+        return EvaluationReport(task=self.task, subset=subset, n_examples=len(labels), metrics=metrics)
 
     def logits(self, batch: FeatureBatch, *, chunk: int = 256) -> NDArray[np.float32]:
-        """(B, n_outputs) of features that are only looked at."""
+        """(B, n_outputs), or maps (B, C, H, W), of features that are only looked at."""
         self._check(batch)
         self._head.eval()
         with torch.no_grad():
@@ -121,7 +123,10 @@ class Consumer:
                 self._head(self._tensor(batch.features[i : i + chunk])).cpu().numpy()
                 for i in range(0, len(batch.example_ids), chunk)
             ]
-        return np.concatenate(logits) if logits else np.zeros((0, self._offer.spec.n_outputs), np.float32)
+        if logits:
+            return np.concatenate(logits)
+        spec = self._offer.spec
+        return np.zeros((0, *(spec.label_shape or (spec.n_outputs,))), np.float32)
 
     def head(self) -> HeadWeights:
         """The head, for publication by the operator of a hosted tenant."""
@@ -150,7 +155,8 @@ class Consumer:
     def _step(self, batch: FeatureBatch) -> tuple[NDArray[np.float32], float]:
         self._head.train()
         z = self._tensor(batch.features).requires_grad_()
-        targets = torch.from_numpy(self._targets(batch.subset, batch.example_ids)).to(self._device)
+        labels = self._labels_of(batch.subset, batch.example_ids)
+        targets = torch.from_numpy(self._offer.spec.targets(labels)).to(self._device)
         loss = self._loss(self._head(z), targets).mean()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self.task, batch.step, float(loss.detach()))
@@ -165,7 +171,7 @@ class Consumer:
         # A copy: what Ray hands over is a read-only view of memory that others share.
         return torch.tensor(features, device=self._device)
 
-    def _targets(self, subset: str, example_ids: IdArray) -> NDArray[np.int64]:
+    def _labels_of(self, subset: str, example_ids: IdArray) -> NDArray[np.int64]:
         labels = self._labels[subset]
         if len(example_ids) and (example_ids.min() < 0 or example_ids.max() >= len(labels)):
             raise ProtocolError(f"task {self.task!r} was sent an example id outside 0..{len(labels) - 1}")

@@ -147,6 +147,12 @@ class EncoderTraining:
         self.sampler = batch_sampler(plan, n=inputs.size("train"), batch_size=config.batch_size, seed=seed)
         self._losses = {task: loss_function(spec.loss) for task, spec in self.specs.items()}
         self._device = device or torch.device("cpu")
+        if dense := [task for task, spec in self.specs.items() if spec.dense]:
+            raise ConfigError(
+                f"{', '.join(dense)} answers with a map, and what is trained in phase 1 or under DP answers with a "
+                "class: train it behind a published encoder (--phase tasks, or add_task without --epsilon), or with "
+                "--algorithm task"
+            )
         self.logits = self._build(network, image_size, seed=seed, surrogate=surrogate_head).to(self._device)
         self._load_heads(head_weights)
         self._heads_apart = self.mode in CUT_BEFORE_HEAD

@@ -12,6 +12,7 @@ MetaMorphosisError                  exit status 1
 │   │   └── BitBudgetExceededError   a tenant's bits of a task do not have room for the features asked for
 │   ├── UnavailableError            a tracking server or a cluster does not answer
 │   └── MissingExtraError           an optional dependency is not installed
+├── DeploymentError                 a task could not be served, or no longer is as it was asked for
 ├── ProtocolError                   a party sent what the protocol does not allow
 ├── PartyLostError                  a party died or stopped answering
 ├── NonFiniteLossError              training diverged
@@ -33,6 +34,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeploymentError",
     "LedgerError",
     "MetaMorphosisError",
     "MissingExtraError",
@@ -110,6 +112,10 @@ class MissingExtraError(UserError):
 
     def __str__(self) -> str:
         return f"this command needs {self.module}: pip install 'metamorphosis-ray[{self.extra}]'"
+
+
+class DeploymentError(MetaMorphosisError):
+    """A task could not be served, or is not served as it was asked for. What was served before still is."""
 
 
 class ProtocolError(MetaMorphosisError):

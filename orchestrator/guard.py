@@ -18,6 +18,7 @@ contrast   (s - d) / (|s| + |d|). 1: different labels are pulled apart; 0: all a
            stays above 1/3, which is two classes that are both taken for a third. It is what finds a hijacker whose
            pull depends on what is in the image, and so on the label too.
 
+A task that answers with a map has no two examples of one label: of its gradients, shape and norm alone are looked at.
 Both need the labels, which the producer has, and no change of the protocol. (Fu et al., "Focusing on Pinocchio's Nose",
 NDSS 2023, compare such pairs as well.) Neither is proof of good faith: measured on digits, a hijacker
 that adds the true gradient to the false one, in equal parts, passes, and reads images all the same.
@@ -130,7 +131,7 @@ class GradientGuard:
     ) -> bool:
         """Whether this step's gradient may be applied; if not, its task is in quarantine from now on.
 
-        ``message`` is None where the consumer sent nothing; ``labels`` are those of the batch, (B,).
+        ``message`` is None where the consumer sent nothing; ``labels`` are those of the batch, (B,) or (B, C, H, W).
         """
         task = contract.task
         if task in self._quarantined:
@@ -145,7 +146,9 @@ class GradientGuard:
             # einsum reads float32 and adds up float64 piece by piece: nothing overflows, and no copy is made.
             norms_B = len(rows_BD) * np.sqrt(np.einsum("bd,bd->b", rows_BD, rows_BD, dtype=np.float64))
             record = self._records.setdefault(task, _Record())
-            reason = self._norm_fault(record, norms_B) or self._label_fault(record, rows_BD, norms_B, labels)
+            reason = self._norm_fault(record, norms_B)
+            if not reason and labels.ndim == 1:
+                reason = self._label_fault(record, rows_BD, norms_B, labels)
             if reason:
                 self.quarantine(task, f"{reason} (step {step})")
                 return False

@@ -26,6 +26,7 @@ from orchestrator.privacy.dissimilarity import Dissimilarity, dissimilarity_pull
 from orchestrator.privacy.escrow import seal_labels
 from orchestrator.release import SessionRelease
 from orchestrator.sampling import BatchSampler
+from orchestrator.shaping import Shaping
 from orchestrator.wire import FeatureBatch, FeatureContract, FeatureGradient, PublicKey, SealedLabels, TaskOffer
 
 
@@ -70,8 +71,12 @@ class Producer:
         delta: float = 0.0,
         guard: GradientGuard | None = None,
         release: SessionRelease | None = None,
+        shaping: Shaping | None = None,
     ) -> None:
-        """``release`` makes bounded features of what the modules give; None hands out maps as they are."""
+        """``release`` makes bounded features of what the modules give; None hands out maps as they are.
+
+        ``shaping`` is what is asked of these besides what the tenants ask; None: nothing.
+        """
         self._offers = dict(offers)
         self._source, self._sampler = source, sampler
         self._update, self._network, self._fixed = update, network, fixed_network
@@ -79,7 +84,7 @@ class Producer:
         self._dissimilarity = dissimilarity
         self._labels = labels
         self._accountant, self._delta = accountant, delta
-        self._guard, self._release = guard, release
+        self._guard, self._release, self._shaping = guard, release, shaping
         self._last: StepReport | None = None
         self._pending: _Forward | None = None
 
@@ -93,7 +98,12 @@ class Producer:
         """The labels of ``key.task`` for one subset, sealed to its tenant. No other task's labels can be asked for."""
         offer = self._offer(key.task)
         return seal_labels(
-            self._labels[key.task][subset], task=key.task, subset=subset, key=key, n_classes=offer.spec.n_outputs
+            self._labels[key.task][subset],
+            task=key.task,
+            subset=subset,
+            key=key,
+            n_classes=offer.spec.n_labels,
+            shape=offer.spec.label_shape,
         )
 
     # -- the protocol ----------------------------------------------------------------------------------------------
@@ -118,6 +128,9 @@ class Producer:
         cut = self._cut_gradients(self._pending, gradients)
         forward = self._pending.without(self._quarantined)
         similarity, by_pair = self._add_dissimilarity(forward, cut)
+        if self._shaping is not None:
+            for task, gradient in self._shaping.pull(forward.outputs, forward.ids, step=step).items():
+                cut[task] += gradient
         set_learning_rate(self._update.optimizer, self._optimiser.learning_rate(step, self._total_steps))
         tasks = list(forward.outputs)
         with self._held():
@@ -171,6 +184,7 @@ class Producer:
             "accountant": self._accountant.state_dict() if self._accountant else None,
             "step": -1 if self._last is None else self._last.step,
             "guard": self._guard.state_dict() if self._guard else None,
+            "shaping": self._shaping.state_dict() if self._shaping else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -182,6 +196,8 @@ class Producer:
             self._accountant.load_state_dict(state["accountant"])
         if self._guard is not None and state.get("guard") is not None:
             self._guard.load_state_dict(state["guard"])
+        if self._shaping is not None and state.get("shaping") is not None:
+            self._shaping.load_state_dict(state["shaping"])
         self._pending = None
         step = int(state["step"])
         self._last = None if step < 0 else _applied(step, self._quarantined)

@@ -7,6 +7,7 @@ classes, so a field's docstring is its ``--help``.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -21,8 +22,12 @@ from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.dissimilarity import DissimilarityConfig, ModeName
 from orchestrator.privacy.dp import DpBudget, DpConfig, DpMode
 from orchestrator.privacy.similarity import MeasureName, RangeName
+from orchestrator.shaping import Secret, ShapingPlan
 from tasks.datasets import DatasetOptions
 from tasks.datasets.splits import SplitFractions
+
+DEFAULT_RATE_WEIGHT = 0.1
+"""Measured to cost no accuracy, and to leave less for others to read; see docs/decisions/0014-bounded-features.md."""
 
 _INLINE = tyro.conf.arg(name="")
 
@@ -129,12 +134,27 @@ class TaskPrivacySettings:
     """dissimilarity: features of different tasks are pushed apart, as in the paper, which guarantees nothing; bounded:
     each feature is a short vector under noise, which carries at most so many bits of its image, whoever asks."""
     feature_bits: float | None = None
-    """With bounded: at most so many bits an image. More serve a task better, up to a point: two classes take 1 bit, 26
-    take 4.7, and what is left over is there for others to read."""
+    """With bounded: at most so many bits an image, those of all its cells together. More serve a task better, up to a
+    point: two classes take 1 bit, 26 take 4.7, and what is left over is there for others to read."""
+    feature_cells: int = 1
+    """With bounded: into how many cells the feature is cut, as a square map of vectors (16: 4x4), each with an equal
+    share of the bits. For tasks that answer with a map; a class needs one."""
     feature_dimensions: int | None = None
-    """With bounded, in place of the bits: numbers in the vector, whose mean square is 1."""
+    """With bounded, in place of the bits: numbers in the vector of a cell, whose mean square is 1."""
     feature_noise: float | None = None
     """With bounded, in place of the bits: standard deviation of the noise on each of them."""
+    feature_noise_kind: Literal["keyed", "fresh"] = "keyed"
+    """With bounded, of what is released after training. keyed: the same image has the same noise whenever it is asked
+    for, so that asking again tells nothing new; fresh: every release has noise of its own, and is charged again."""
+    rate_weight: float | None = None
+    """With bounded: what a nat costs that a feature tells beyond its task's own label. It makes the same bits go to the
+    task, so that less is left for others to read. Default: 0.1 with bounded; 0 leaves it out."""
+    named_secrets: tuple[str, ...] = ()
+    """With bounded: attributes, as A,B,C, that no feature is to tell beyond what its task's label does. Adversaries try
+    to read them in training, and modules learn to give them nothing. The producer needs their labels; no tenant gets
+    them. They add no guarantee."""
+    secret_weight: float = 1.0
+    """How much it counts what these adversaries find."""
     omega: float | None = None
     """Weight of the dissimilarity term; 0 leaves it out. Default: 0.001 (the paper's, in which every pair counts
     twice), and 0 with bounded."""
@@ -151,10 +171,13 @@ class TaskPrivacySettings:
     def __post_init__(self) -> None:
         bits = self.feature_bits is not None
         parts = (self.feature_dimensions is not None, self.feature_noise is not None)
-        if self.task_privacy != "bounded" and (bits or any(parts)):
+        others = self.feature_cells != 1 or self.feature_noise_kind != "keyed"
+        others = others or bool(self.rate_weight) or bool(self.named_secrets)
+        if self.task_privacy != "bounded" and (bits or any(parts) or others):
             raise ConfigError(
-                "--feature-bits, --feature-dimensions and --feature-noise are of bounded features: "
-                "give --task-privacy bounded, or leave them out"
+                "--feature-bits, --feature-cells, --feature-dimensions, --feature-noise, --feature-noise-kind, "
+                "--rate-weight and --named-secrets are of bounded features: give --task-privacy bounded, or leave them "
+                "out"
             )
         if self.task_privacy == "bounded":
             if bits and any(parts):
@@ -167,15 +190,26 @@ class TaskPrivacySettings:
                     "--task-privacy bounded needs to know how much a feature may tell: give --feature-bits, for "
                     "instance 4, or both --feature-dimensions and --feature-noise"
                 )
-        _ = self.channel, self.dissimilarity  # what they refuse is refused before anything is read
+        # What they refuse is refused before anything is read.
+        _ = self.dissimilarity, self.channel and self.channel.side, self.shaping({})
+        if len(set(self.named_secrets)) != len(self.named_secrets):
+            raise ConfigError(f"a secret is named twice in --named-secrets {','.join(self.named_secrets)}")
+
+    def check_without_shaping(self, without: str) -> None:
+        """Raise `ConfigError` if terms were asked for that modules under DP cannot have."""
+        if self.rate_weight or self.named_secrets:
+            raise ConfigError(
+                "--rate-weight and --named-secrets look at several images at a time, and modules under DP are clipped "
+                f"image by image: leave them out, or {without}"
+            )
 
     @property
     def channel(self) -> ChannelConfig | None:
         """Of every task of the command; None: features are not bounded."""
         if self.feature_bits is not None:
-            return ChannelConfig.for_bits(self.feature_bits)
+            return ChannelConfig.for_bits(self.feature_bits, cells=self.feature_cells)
         if self.feature_dimensions is not None and self.feature_noise is not None:
-            return ChannelConfig(dimensions=self.feature_dimensions, noise=self.feature_noise)
+            return ChannelConfig(dimensions=self.feature_dimensions, noise=self.feature_noise, cells=self.feature_cells)
         return None
 
     @property
@@ -190,6 +224,13 @@ class TaskPrivacySettings:
             similarity_mode=self.similarity_mode,
             similarity_range=self.similarity_range,
         )
+
+    def shaping(self, secrets: Mapping[str, Secret]) -> ShapingPlan:
+        """What is asked of bounded features in training, with the labels of the named secrets."""
+        if self.task_privacy != "bounded":
+            return ShapingPlan()
+        rate = DEFAULT_RATE_WEIGHT if self.rate_weight is None else self.rate_weight
+        return ShapingPlan(rate_weight=rate, secret_weight=self.secret_weight, secrets=secrets)
 
     def network(self, network: NetworkConfig) -> NetworkConfig:
         """The networks of the command's tasks."""
@@ -234,6 +275,8 @@ class TrainSettings:
                 f"{self.private!r} is the private attribute and also in --tasks: "
                 "an attribute is either hidden or sold; take it out of one of the two"
             )
+        if self.phase != "tasks":  # otherwise the encoder is a published one
+            _ = self.task_privacy.network(self.network).task_shape(self.data.image_size)  # or cells do not fit
         if not self.tasks and self.phase != "encoder":
             raise ConfigError(
                 "no task to train: name at least one with --tasks, or train only the encoder: --phase encoder"
@@ -254,15 +297,12 @@ class TrainSettings:
             raise ConfigError(f"--dp-mode {self.dp.dp_mode} trains with differential privacy: give --epsilon")
         if self.algorithm == "input" and self.dp.epsilon is None:
             raise ConfigError("--algorithm input obfuscates with differential privacy: give --epsilon")
+        if self.dp.dp_mode == "surrogate_dp_modules":
+            self.task_privacy.check_without_shaping("choose another --dp-mode")
         if self.algorithm == "input" and self.task_privacy.channel is not None:
             raise ConfigError("--algorithm input has no privacy between tasks: choose --algorithm both or task")
         if self.algorithm == "input" and self.task_privacy.dissimilarity.omega > 0:
             raise ConfigError("--algorithm input has no dissimilarity term: give --omega 0, or choose --algorithm both")
-        if self.dp.dp_mode == "surrogate_dp_modules" and self.task_privacy.channel is not None:
-            raise ConfigError(
-                "modules of bounded features cannot be trained under DP yet: choose another --dp-mode, for instance "
-                "surrogate_then_freeze, or leave --task-privacy out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,9 +380,7 @@ class AddTaskSettings:
         if self.task_privacy.channel is None:
             return
         if self.dp.epsilon is not None:
-            raise ConfigError(
-                "the module of a bounded feature cannot be trained under DP yet: leave --epsilon out, or --task-privacy"
-            )
+            self.task_privacy.check_without_shaping("leave --epsilon out")
         if self.head == "backbone":
             raise ConfigError(
                 "the rest of the backbone takes no bounded feature, which is a short vector: choose --head mlp or "

@@ -140,6 +140,8 @@ class ModuleJob(EncoderJob):
             inputs=cached_inputs(self.data, freeze(encoder).to(on), on, cache_root=self.cache_root, seed=seed),
             dissimilarity=self.dissimilarity,
             fixed=fixed_network(comparable(self.fixed_modules, self.network, self.data.image_size), None, on),
+            feature_shape=self.network.task_shape(self.data.image_size),
+            channel=self.network.module_config(self.data.image_size).channel,
             **common,
         )
 

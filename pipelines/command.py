@@ -6,6 +6,7 @@ Exit status: 0 done; 2 what was asked for cannot be done, the message says what 
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import os
 import signal
@@ -31,8 +32,8 @@ T = TypeVar("T")
 def main(settings: str, run: Callable[[Any], None], *, prog: str, presets: bool = False) -> None:
     """Parse ``sys.argv`` into settings, run the command, and exit with its status.
 
-    ``settings`` names a class of `orchestrator.settings`, which is imported here: without the cluster's packages the
-    user gets one line that says what to install.
+    ``settings`` names a class of `orchestrator.settings`, or as ``module:Class`` one of another module. It is imported
+    here: without the cluster's packages the user gets one line that says what to install.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     keep_freed_memory()
@@ -63,15 +64,16 @@ def execute(settings: str, run: Callable[[Any], None], argv: Sequence[str], *, p
 
 
 def _settings_class(name: str) -> type[Any]:
+    module, _, kind_name = name.rpartition(":")
     try:
-        from orchestrator import settings
+        settings = importlib.import_module(module or "orchestrator.settings")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] in {"orchestrator", "tasks"}:
             raise
         from orchestrator.errors import MissingExtraError
 
         raise MissingExtraError("cluster", str(error.name)) from error
-    kind: type[Any] = getattr(settings, name)
+    kind: type[Any] = getattr(settings, kind_name)
     return kind
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tasks.registry import look_up
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, n_outputs), targets (B,) int64) to losses (B,). Callers take the mean."""
+"""(outputs (B, n_outputs) or (B, C, H, W), `TaskSpec.targets` of the labels) to losses (B,). Callers take the mean."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -15,7 +15,17 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-LOSSES: Mapping[str, LossFunction] = {"cross_entropy": cross_entropy}
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(B,) mean squared errors of maps of one shape."""
+    return (outputs - targets).square().flatten(1).mean(dim=1)
+
+
+def l1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(B,) mean absolute errors of maps of one shape."""
+    return (outputs - targets).abs().flatten(1).mean(dim=1)
+
+
+LOSSES: Mapping[str, LossFunction] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1}
 
 
 def loss_function(name: str) -> LossFunction:

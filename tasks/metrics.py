@@ -1,10 +1,11 @@
-"""How well a head does: fractions in [0, 1], higher is better. NumPy alone, for small devices.
+"""How well a head does. Of classes: fractions in [0, 1], higher is better. Of maps: PSNR in dB, and the mean error.
 
-A metric that is not defined is NaN, without a warning: nothing to measure, a logit that is NaN or infinite, an AUC
-where only one class is present. Axes: B examples, n classes.
+NumPy alone, for small devices. A metric that is not defined is NaN, without a warning: nothing to measure, a logit that
+is NaN or infinite, an AUC where only one class is present. Axes: B examples, n classes.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from tasks.spec import TaskSpec
 
 Logits = NDArray[np.float64]
 Targets = NDArray[np.int64]
+Maps = NDArray[np.floating[Any]]
+_PERFECT = 1e-10
+"""Least mean squared error: 100 dB, far finer than a map of 256 levels."""
 
 
 def accuracy(logits_Bn: Logits, targets_B: Targets) -> float:
@@ -50,21 +54,36 @@ def _log_odds(logits_Bn: Logits, c: int) -> NDArray[np.float64]:
     return scores
 
 
-METRICS: Mapping[str, Callable[[Logits, Targets], float]] = {
+def psnr(maps_BCHW: Maps, targets_BCHW: Maps) -> float:
+    """Mean over the examples of the peak signal-to-noise ratio in dB, for values of 0 to 1; higher is better."""
+    errors_B = np.square(maps_BCHW - targets_BCHW).reshape(len(maps_BCHW), -1).mean(axis=1)
+    return float(-10 * np.log10(np.maximum(errors_B, _PERFECT)).mean())
+
+
+def mean_error(maps_BCHW: Maps, targets_BCHW: Maps) -> float:
+    """Mean absolute error, for values of 0 to 1; lower is better."""
+    return float(np.abs(maps_BCHW - targets_BCHW).mean())
+
+
+METRICS: Mapping[str, Callable[[NDArray[np.float64], Any], float]] = {
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
     "auc": auc,
+    "psnr": psnr,
+    "mean_error": mean_error,
 }
 
 
 def compute_metrics(spec: TaskSpec, logits: NDArray[np.floating], targets: Targets) -> dict[str, float]:
-    """The task's metrics, in the order of ``spec.metrics``, of logits (B, n_outputs) and targets (B,).
+    """The task's metrics, in the order of ``spec.metrics``, of outputs and labels.
 
-    Raises `UnknownNameError` for a metric that is none of `METRICS`.
+    ``logits`` are (B, n_outputs), or maps (B, C, H, W); ``targets`` are labels (B, *spec.label_shape). Raises
+    `UnknownNameError` for a metric that is none of `METRICS`.
     """
-    assert logits.shape == (len(targets), spec.n_outputs), (logits.shape, len(targets), spec.n_outputs)
+    expected = (len(targets), *(spec.label_shape or (spec.n_outputs,)))
+    assert logits.shape == expected, (logits.shape, expected)
     metrics = {name: look_up(METRICS, "metric", name) for name in spec.metrics}
     if len(targets) == 0 or not np.isfinite(logits).all():
         return dict.fromkeys(metrics, float("nan"))
-    exact = logits.astype(np.float64)
-    return {name: metric(exact, targets) for name, metric in metrics.items()}
+    exact, wanted = logits.astype(np.float64), spec.targets(targets)
+    return {name: metric(exact, wanted) for name, metric in metrics.items()}

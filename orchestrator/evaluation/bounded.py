@@ -1,20 +1,21 @@
 """What is known of bounded features beside what attackers find: their capacity, and the rate that was measured.
 
-Axes: N rows, D dimensions.
+Axes: N rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.evaluation.attacks.base import FloatArray, LabelArray
+from orchestrator.evaluation.attacks.base import LabelArray
 from orchestrator.evaluation.collect import Published
-from orchestrator.evaluation.leakage import label_shares, own_accuracy
-from orchestrator.privacy.bounded.bounds import bits_needed, capacity_bound, local_dp_epsilon
+from orchestrator.evaluation.leakage import own_accuracy
+from orchestrator.evaluation.row_bounds import least_task_bits
+from orchestrator.privacy.bounded.bounds import capacity_bound, local_dp_epsilon
 from orchestrator.privacy.bounded.channel import ChannelConfig
-from orchestrator.privacy.bounded.rate import MixturePrior, RateBound, rate_bound
+from orchestrator.privacy.bounded.rate import RateBound
 from orchestrator.privacy.guarantee import LOCAL_DELTA
 from orchestrator.report.sheet import NOT_MEASURED, Sheet
 
@@ -26,9 +27,9 @@ class BoundedFeature:
     task: str
     channel: ChannelConfig
     rate: RateBound
-    """Of the test rows, by a density that was fitted on training rows."""
+    """Of the test rows; see `row_bounds.measured_rate`."""
     task_bits: float | None
-    """That the accuracy of the task's own head proves to be in the feature; None where there is no head."""
+    """At least so many, by the accuracy of the task's own head, with 97.5 % confidence; None where there is no head."""
 
     @property
     def bits(self) -> float:
@@ -54,39 +55,33 @@ def measure_bounded(published: Published) -> tuple[BoundedFeature, ...]:
     """Of every bounded task that is sold."""
     found = []
     for task, given in published.features.items():
-        if given.channel is not None and not given.private:
+        if given.channel is not None and given.rate is not None and not given.private:
             own = own_accuracy(given, published.labels)
-            vectors, labels = published.vectors[task], published.labels[task]
-            found.append(bounded_feature(task, given.channel, vectors, labels, own=own))
+            y = published.labels[task]["test"] if task in published.labels else None
+            found.append(bounded_feature(task, given.channel, given.rate, y, own=own))
     return tuple(found)
 
 
 def bounded_feature(
-    task: str,
-    channel: ChannelConfig,
-    vectors: Mapping[str, FloatArray],
-    labels: Mapping[str, LabelArray],
-    *,
-    own: float | None,
+    task: str, channel: ChannelConfig, rate: RateBound, test_y: LabelArray | None, *, own: float | None
 ) -> BoundedFeature:
-    """From s (N, D) and the task's own labels, by subset; ``own`` is the accuracy of its head on the test rows."""
-    prior = MixturePrior.fit(vectors["train"], labels["train"], tau=channel.noise)
-    return BoundedFeature(
-        task=task,
-        channel=channel,
-        rate=rate_bound(vectors["test"], channel.noise, prior),
-        task_bits=None if own is None else bits_needed(own, label_shares(labels["test"])),
-    )
+    """``own`` is the accuracy of the task's head on the test rows, whose own labels are ``test_y`` (N,).
+
+    None for both where the task answers with a map.
+    """
+    task_bits = None if own is None or test_y is None else least_task_bits(own, test_y)
+    return BoundedFeature(task=task, channel=channel, rate=rate, task_bits=task_bits)
 
 
 def bounded_sheet(features: Sequence[BoundedFeature]) -> Sheet:
     """One row a feature."""
     return Sheet(
         title="What bounded features carry",
-        names=["feature", "numbers", "noise", "bits at most", "rate", "rate at most", "its task takes"],
+        names=["feature", "cells", "numbers", "noise", "bits at most", "rate", "rate at most", "its task takes"],
         rows=[
             [
                 f.task,
+                str(f.channel.cells),
                 str(f.channel.dimensions),
                 f"{f.channel.noise:.3g}",
                 f"{f.channel.bits_per_image:.2f}",
@@ -97,8 +92,8 @@ def bounded_sheet(features: Sequence[BoundedFeature]) -> Sheet:
             for f in features
         ],
         words=frozenset({"feature"}),
-        note="Bits of one image. bits at most: the capacity of the channel, for any image and any attacker. rate: "
-        "measured on test rows, for images like these; at most: the upper end of its 95 % interval. its task takes: "
-        "what the accuracy of the task's own head proves to be used. Releases of different images of a person add up, "
-        "and so do those of several tasks.",
+        note="Bits of one image, all cells together; numbers: of a cell. bits at most: the capacity of the channel, "
+        "for any image and any attacker. rate: measured on test rows, for images like these; at most: the upper end of "
+        "its 95 % interval. its task takes, at least: what the lower end of the accuracy of the task's own head proves "
+        "to be used. Releases of different images of a person add up, and so do those of several tasks.",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from orchestrator.assembly import TrainingData, cache_key
 from orchestrator.catalog import Catalog
@@ -22,6 +23,7 @@ from orchestrator.consumer import rebuild_head
 from orchestrator.evaluation.attacks.base import FloatArray, ImageArray
 from orchestrator.evaluation.jobs import check_classification
 from orchestrator.evaluation.leakage import TaskFeatures
+from orchestrator.evaluation.row_bounds import measured_rate
 from orchestrator.feature_cache import FeatureCache
 from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.network import BoundedNetworkConfig, NetworkConfig, freeze
@@ -31,6 +33,7 @@ from orchestrator.runs.noise import noise_key_path
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data
 from orchestrator.runs.publishing import network_of, settings_of
+from tasks.datasets.table import ImageTable
 from tasks.spec import TaskSpec
 
 _CHUNK = 256
@@ -52,7 +55,17 @@ class Published:
     u: NDArray[np.float16] = field(repr=False)
     """(N, C, H, W) of all rows of the table: what no tenant receives."""
     vectors: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict, repr=False)
-    """s of bounded tasks before the noise, by subset, as (N, D): what no tenant receives either."""
+    """s of bounded tasks before the noise, by subset, (N, D) or maps (N, D, H, W): what no tenant receives either."""
+
+    @property
+    def sold(self) -> list[str]:
+        """Tasks whose features somebody receives."""
+        return [task for task, given in self.features.items() if not given.private]
+
+    @property
+    def sold_classes(self) -> list[str]:
+        """Those that answer with a class, which is what can be right or wrong."""
+        return [task for task in self.sold if not self.features[task].spec.dense]
 
     def network_of(self, task: str) -> NetworkConfig:
         """The networks of that task's kind."""
@@ -87,7 +100,7 @@ def collect(
     encoder, weights = catalog.encoder(encoder_version)
     records = catalog.tasks(encoder.version)
     opened = open_data(settings_of(encoder, data), observer, fingerprint=encoder.data_fingerprint)
-    names = _attacked(encoder, records, targets)
+    names = _attacked(encoder, records, targets, opened.table)
     training = opened.training_data(tuple(dict.fromkeys([*records, *names])))
     check_classification(training.specs[task] for task in names)
     network = network_of(encoder, head=None, module=None)
@@ -103,8 +116,10 @@ def collect(
         given = _features_of(catalog, encoder, task, u, training.rows, private=record.private)
         if given.channel is not None:
             secret = NoiseKey.load(noise_key_path(storage, catalog.name))
-            vectors[task] = {subset: s.reshape(len(s), -1) for subset, s in given.features.items()}
-            given = _released(given, secret, version=published_version(encoder, record), images=training)
+            vectors[task] = {subset: _squeezed(s) for subset, s in given.features.items()}
+            rate = measured_rate(given.channel, vectors[task], training.labels[task])
+            given = released_features(given, secret, version=published_version(encoder, record), images=training)
+            given = dataclasses.replace(given, rate=rate)
         features[task] = given
     return Published(
         encoder=encoder,
@@ -120,8 +135,8 @@ def collect(
     )
 
 
-def _released(given: TaskFeatures, key: NoiseKey, *, version: str, images: TrainingData) -> TaskFeatures:
-    """A bounded task's features as its tenant gets them."""
+def released_features(given: TaskFeatures, key: NoiseKey, *, version: str, images: TrainingData) -> TaskFeatures:
+    """A bounded task's features as its tenant gets them: under the noise of that version."""
     channel, task = given.channel, given.spec.name
     assert channel is not None
     found = {}
@@ -132,10 +147,36 @@ def _released(given: TaskFeatures, key: NoiseKey, *, version: str, images: Train
     return dataclasses.replace(given, features=found)
 
 
-def _attacked(encoder: EncoderRecord, records: Mapping[str, TaskRecord], targets: Sequence[str]) -> list[str]:
+def _squeezed(s: FloatArray) -> FloatArray:
+    """(N, D) of (N, D, 1, 1); a map of cells stays one."""
+    return s.reshape(len(s), -1) if s.shape[2:] == (1, 1) else s
+
+
+def features_through(
+    module: nn.Module, u: NDArray[np.float16], rows: Mapping[str, NDArray[np.int64]]
+) -> dict[str, FloatArray]:
+    """Subset to g(u) of its rows, (N, C, H, W) in float32."""
+
+    def through(subset: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            parts = [
+                module(torch.from_numpy(np.ascontiguousarray(u[subset[i : i + _CHUNK]])).float()).numpy()
+                for i in range(0, len(subset), _CHUNK)
+            ]
+        return np.concatenate(parts)
+
+    return {name: through(subset) for name, subset in rows.items()}
+
+
+def _attacked(
+    encoder: EncoderRecord, records: Mapping[str, TaskRecord], targets: Sequence[str], table: ImageTable
+) -> list[str]:
+    """Labels that attackers go for. A map is none of them: what is known of it, reconstruction measures."""
     hidden = encoder.data.get("private")
-    asked = list(targets) or [*records, *([hidden] if hidden else [])]
-    return list(dict.fromkeys([*[t for t, r in records.items() if not r.private], *asked]))
+    every = [*records, *([hidden] if hidden else [])]
+    asked = list(targets) or [task for task in every if not table.spec(task).dense]
+    sold = [t for t, r in records.items() if not r.private and not r.spec.dense]
+    return list(dict.fromkeys([*sold, *asked]))
 
 
 def _features_of(
@@ -156,18 +197,10 @@ def _features_of(
     if head_state is not None and record.head_config is not None:
         head = rebuild_head(dict(record.head_config), dict(head_state))
 
-    def through(subset: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            parts = [
-                module(torch.from_numpy(np.ascontiguousarray(u[subset[i : i + _CHUNK]])).float()).numpy()
-                for i in range(0, len(subset), _CHUNK)
-            ]
-        return np.concatenate(parts)
-
     return TaskFeatures(
         spec=record.spec,
         private=private,
-        features={name: through(subset) for name, subset in rows.items()},
+        features=features_through(module, u, rows),
         head=head,
         channel=config.channel,
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import DataError
 from orchestrator.privacy.accounting import rounded_up
+from orchestrator.privacy.bounded.channel import ChannelConfig
 
 FILE = "evaluation.json"
 FORMAT = 1
@@ -31,6 +32,22 @@ _SCOPES: Mapping[str, Scope] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TargetPoint:
+    """What one task's feature tells about one label that is not its own. Fractions."""
+
+    leak: float | None
+    """Accuracy of the best attacker; None where none came through."""
+    baseline: float
+    """What needs no feature."""
+    bound: float | None
+    """What no attacker exceeds, by capacity; None where the feature is not bounded."""
+    rate_bound: float | None
+    """The same by the measured rate."""
+    shares: tuple[float, ...]
+    """Of the labels among the test rows; empty where they were not recorded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TaskPoint:
     """One task of one evaluation. Fractions."""
 
@@ -42,6 +59,9 @@ class TaskPoint:
     """The best that another task's head does on its feature, above what needs no feature."""
     omega: float | None
     """None where it was not recorded."""
+    bits: float | None = None
+    """That its feature carries of an image at most; None where nothing bounds it."""
+    targets: Mapping[str, TargetPoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,11 +135,25 @@ def _task(leakage: Mapping[str, Any], task: str, record: Mapping[str, Any]) -> T
     rows = [row for row in leakage["rows"] if row["feature"] == task]
     swaps = [row["swap"] - max(row["chance"], row["floor"]) for row in rows if row["swap"] is not None]
     dissimilarity = record.get("dissimilarity")
+    channel = record["module_config"].get("channel")
     return TaskPoint(
         own=leakage["own"].get(task),
         excess=max((row["excess"] for row in rows if row["excess"] is not None), default=None),
         swap=max(swaps, default=None),
         omega=None if dissimilarity is None else dissimilarity["omega"],
+        bits=None if channel is None else ChannelConfig.from_json(channel).bits_per_image,
+        targets={row["target"]: _target(row) for row in rows},
+    )
+
+
+def _target(row: Mapping[str, Any]) -> TargetPoint:
+    """Evaluations from before a kind of bound was measured lack it."""
+    bounds = {name: None if row.get(name) is None else row[name]["accuracy"] for name in ("bound", "rate_bound")}
+    return TargetPoint(
+        leak=row["leak"],
+        baseline=max(row["chance"], row["floor"]),
+        shares=tuple(row.get("target_shares", ())),
+        **bounds,
     )
 
 

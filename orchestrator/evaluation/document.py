@@ -138,13 +138,15 @@ def _bounded_finding(feature: BoundedFeature, leakage: LeakageReport | None) -> 
             "the split of the data, is not what it should be."
         )
     elif rows:
-        allowed = [
-            f"{row.target} {percent(row.bound.accuracy)} % (measured {percent(row.leak)} %)"
-            for row in rows
-            if row.bound
-        ]
-        text += f" So no attacker is right more often than: {'; '.join(allowed)}."
+        text += f" So no attacker is right more often than: {'; '.join(map(_allowed, rows))}."
     return Finding(text=text, mark="bad" if broken else "good")
+
+
+def _allowed(row: LeakageRow) -> str:
+    """What the bits allow of one target, beside what was measured."""
+    assert row.bound is not None
+    like = "" if row.rate_bound is None else f"on images like these {percent(row.rate_bound.accuracy)} %, "
+    return f"{row.target} {percent(row.bound.accuracy)} % ({like}measured {percent(row.leak)} %)"
 
 
 def _leakage_findings(report: LeakageReport) -> list[Finding]:
@@ -232,7 +234,9 @@ def _sections(evaluation: Evaluation, figures: Figures) -> Sequence[Section]:
                 paragraphs=(
                     "A bounded feature is a short vector of known power under Gaussian noise. What such a channel "
                     "carries is known exactly, and with it how often any attacker can be right, the ones that nobody "
-                    "has thought of included. The bound is loose: it would let all bits go to one question.",
+                    "has thought of included. The bound is loose: it would let all bits go to one question. The rate "
+                    "is what was measured to go through the channel, of images like the test rows; the rate bound "
+                    "follows from it, less what the task itself is proven to take, and says nothing of other images.",
                 ),
                 sheets=(bounded_sheet(evaluation.bounded),),
                 command=subject.command_for("leakage"),
@@ -329,7 +333,7 @@ def _task_facts(subject: Subject, task: str) -> str:
     module = record.module_config.get("kind", "unknown")
     channel = record.module_config.get("channel")
     bits = "" if channel is None else f"; {rounded_up(ChannelConfig.from_json(channel).bits_per_image)} bits at most"
-    return f"version {record.version}, {kind}; module {module}; {len(record.spec.classes)} classes{bits}"
+    return f"version {record.version}, {kind}; module {module}; {record.spec.answers}{bits}"
 
 
 def _ledger_facts(subject: Subject) -> list[tuple[str, str]]:

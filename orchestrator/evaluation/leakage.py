@@ -5,8 +5,7 @@ Plain arrays in, a `LeakageReport` out. The trainings themselves are independent
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,9 +26,10 @@ from orchestrator.evaluation.jobs import (
     jobs_of,
     run_jobs,
 )
-from orchestrator.evaluation.report import AttackSummary, Bound, LeakageReport, LeakageRow, coalition_name
-from orchestrator.privacy.bounded.bounds import accuracy_bound
+from orchestrator.evaluation.report import AttackSummary, LeakageReport, LeakageRow, coalition_name
+from orchestrator.evaluation.row_bounds import capacity_row_bound, label_shares, rate_row_bound
 from orchestrator.privacy.bounded.channel import ChannelConfig
+from orchestrator.privacy.bounded.rate import RateBound
 from tasks.spec import TaskSpec
 
 
@@ -46,6 +46,8 @@ class TaskFeatures:
     """M_i; None where it cannot be had, such as a remote tenant's."""
     channel: ChannelConfig | None = None
     """Through which the feature was released; None where nothing bounds it."""
+    rate: RateBound | None = None
+    """What was measured to go through it on the test rows; None where it was not."""
 
 
 def evaluate_leakage(
@@ -61,10 +63,11 @@ def evaluate_leakage(
 ) -> LeakageReport:
     """Attack every released feature for every other target, and every two of them together if the budget says so.
 
-    ``labels`` names the targets: all tasks, the private one included, and any other label column; ``specs`` says what
-    they are. ``images`` (subset to (N, S, S, 3)) are those that attackers own; without them some attacks are skipped.
-    Raises `DataError` or `UnknownNameError` where arrays are missing or do not fit, or a target has no classes. An
-    attack that fails does not stop the evaluation: it is reported as crashed.
+    ``labels`` names the targets: all tasks, the private one included, and any other label column, but not those of
+    tasks that answer with a map, whose features are attacked all the same; ``specs`` says what they are. ``images``
+    (subset to (N, S, S, 3)) are those that attackers own; without them some attacks are skipped. Raises `DataError` or
+    `UnknownNameError` where arrays are missing or do not fit, or a target has no classes. An attack that fails does not
+    stop the evaluation: it is reported as crashed.
     """
     _check(features, labels, specs, budget, images)
     released = {task: f.features for task, f in features.items() if not f.private}
@@ -115,6 +118,9 @@ def _row(
     if len(coalition) == 1:
         other = features.get(target)
         swap, swap_perm = _swap(features[coalition[0]], other, test_j, ground.n_classes[target], seed)
+    channels = [features[task].channel for task in coalition]
+    rates = [features[task].rate for task in coalition]
+    head = own_accuracy(features[coalition[0]], ground.labels) if len(coalition) == 1 else None
     return LeakageRow(
         feature=coalition_name(coalition),
         target=target,
@@ -126,26 +132,23 @@ def _row(
         chance_balanced=1 / len(np.unique(test_j)),
         target_bits=entropy_bits(test_j),
         floor=label_floor((known_i, known_j), (test_i, test_j)),
-        bound=_bound([features[task].channel for task in coalition], test_j),
+        target_shares=tuple(label_shares(test_j)),
+        bound=capacity_row_bound(channels, test_j),
+        rate_bound=rate_row_bound(channels, rates, test_i, test_j, own=head),
     )
 
 
-def _bound(channels: Sequence[ChannelConfig | None], test_y: LabelArray) -> Bound | None:
-    """By the capacity of the channels together, whose bits add up; None where a feature is not bounded."""
-    bounded = [channel.bits_per_image for channel in channels if channel is not None]
-    if len(bounded) < len(channels):
-        return None
-    bits = math.fsum(bounded)
-    found = accuracy_bound(bits, label_shares(test_y))
-    return Bound(bits=bits, accuracy=found.accuracy, method=found.method, assumption=found.assumption)
-
-
 def _joint_labels(ground: Ground, coalition: Coalition) -> Mapping[str, LabelArray]:
-    """Subset to one number for all that the coalition's own labels say together."""
-    sizes = tuple(ground.n_classes[task] for task in coalition)
+    """Subset to one number for all that the coalition's own labels say together; 0 where none is a class."""
+    labelled = [task for task in coalition if task in ground.labels]
+    sizes = tuple(ground.n_classes[task] for task in labelled)
+    subsets = (*ground.budget.subsets, "test")
+    if not labelled:
+        some = next(iter(ground.labels.values()))
+        return {subset: np.zeros(len(some[subset]), dtype=np.int64) for subset in subsets}
     return {
-        subset: np.ravel_multi_index(tuple(ground.labels[task][subset] for task in coalition), sizes).astype(np.int64)
-        for subset in (*ground.budget.subsets, "test")
+        subset: np.ravel_multi_index(tuple(ground.labels[task][subset] for task in labelled), sizes).astype(np.int64)
+        for subset in subsets
     }
 
 
@@ -161,12 +164,6 @@ def _swap(
     predictions = head_logits(other.head, z).argmax(axis=1)
     renamed = permuted_accuracy(predictions, test_y, n_predicted=n_classes, n_true=n_classes, seed=seed)
     return accuracy(predictions, test_y), renamed
-
-
-def label_shares(y: LabelArray) -> list[float]:
-    """How frequent each label that occurs is."""
-    counts = np.unique(y, return_counts=True)[1]
-    return list((counts / counts.sum()).tolist())
 
 
 def own_accuracy(task: TaskFeatures, labels: Labels) -> float | None:
@@ -199,7 +196,7 @@ def _check(
             _check_images(images, {subset: len(by_subset[subset]) for subset in budget.subsets})
     check_classification(specs[target] for target in labels)
     for task, given in features.items():
-        if given.spec.name != task or (task not in labels and not given.private):
+        if given.spec.name != task or (task not in labels and not given.private and not given.spec.dense):
             raise DataError(
                 f"the features of {task!r} need labels of the same name; labels: {', '.join(sorted(labels))}"
             )

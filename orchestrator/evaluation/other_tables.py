@@ -37,8 +37,10 @@ def reconstruction_sheet(report: ReconstructionReport) -> Sheet:
         rows=rows,
         words=_WORDS,
         repeated=frozenset({"feature"}),
-        note="Test images; PSNR and SSIM for pixels in [0, 1]. mean image: the same guess for every image. nearest "
-        "image: the best that any look-up among the attacker's images can do. encoder: the universal feature, which no "
+        note="Test images; PSNR and SSIM for pixels in [0, 1]. mean image: the same guess for every image. class "
+        "mean: the mean image of the class that the task's own head names, so what is no better than it took nothing "
+        "from the feature but the answer. nearest image: the best that any look-up among the attacker's images can do. "
+        "encoder: the universal feature, which no "
         "tenant receives." + seen,
     )
 
@@ -116,6 +118,8 @@ def _reconstruction_rows(row: ReconstructionRow, targets: Sequence[str]) -> list
         rows += [[row.feature, "real images", *empty, *real], [row.feature, "no image", *empty, *without]]
     unseen = [NOT_MEASURED] * len(targets)
     rows.append([row.feature, "mean image", *_numbers(row.mean_image), *unseen])
+    if row.class_mean is not None:
+        rows.append([row.feature, "class mean", *_numbers(row.class_mean), *unseen])
     rows.append([row.feature, "nearest image", *_numbers(row.nearest_image), *unseen])
     for summary in row.attacks:
         name = summary.attack.replace("_", " ")

@@ -108,14 +108,14 @@ class AttackSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bound:
-    """What no attacker exceeds, whatever it computes: follows from the channel, not from attacks."""
+    """What no attacker exceeds, whatever it computes: follows from bits, not from attacks. See `row_bounds`."""
 
     bits: float
     """That the feature, or the coalition's features together, carry at most."""
     accuracy: float
     """For labels as frequent as those of the test rows."""
     method: str
-    """Which inequality gave it; see `orchestrator.privacy.bounded.bounds`."""
+    """Which inequality gave it; see `orchestrator.privacy.bounded.bounds`. given_task: on what its task leaves over."""
     assumption: str
 
 
@@ -140,8 +140,12 @@ class LeakageRow:
     """H(Y) of the test labels: as many bits as there are to read."""
     floor: Floor
     """From the label of the feature's own task alone."""
+    target_shares: tuple[float, ...] = ()
+    """How frequent each label is among the test rows: with bits, it gives the bound."""
     bound: Bound | None = None
-    """Of a bounded feature, or of several."""
+    """Of a bounded feature, or of several, by capacity: whatever the images."""
+    rate_bound: Bound | None = None
+    """By the rate that was measured: for images like the test rows, with 95 % confidence; None where it was not."""
 
     def best_by(self, measure: str) -> AttackSummary | None:
         """The attack with the highest mean of one of `MEASURES`; None if there is none."""
@@ -170,8 +174,9 @@ class LeakageRow:
 
     @property
     def breaks_bound(self) -> bool:
-        """Whether the leak is above the bound beyond what the choice of test rows explains: something is broken."""
-        return self.bound is not None and self.leak_interval is not None and self.leak_interval[0] > self.bound.accuracy
+        """Whether the leak is above a bound beyond what the choice of test rows explains: something is broken."""
+        bounds = [bound.accuracy for bound in (self.bound, self.rate_bound) if bound is not None]
+        return bool(bounds) and self.leak_interval is not None and self.leak_interval[0] > min(bounds)
 
     @property
     def baseline(self) -> float:
@@ -225,6 +230,7 @@ class LeakageRow:
             "chance": self.chance,
             "chance_balanced": self.chance_balanced,
             "target_bits": self.target_bits,
+            "target_shares": list(self.target_shares),
             "floor": self.floor.accuracy,
             "floor_balanced": self.floor.balanced_accuracy,
             "leak": self.leak,
@@ -233,6 +239,7 @@ class LeakageRow:
             "leak_high": high,
             "excess": self.excess,
             "bound": None if self.bound is None else asdict(self.bound),
+            "rate_bound": None if self.rate_bound is None else asdict(self.rate_bound),
             **{f"leak_{measure}": self.leak_by(measure) for measure in MEASURES if measure != "accuracy"},
             "excess_balanced": self.excess_balanced,
             "chance_claim_allowed": self.chance_claim_allowed,

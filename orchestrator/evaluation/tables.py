@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WORDS = frozenset({"feature", "target", "by", "coalition"})
+_BOUND_WORDS = {
+    "bound": "bound: no attacker is right more often, whoever it is; from the bits of the feature. ",
+    "rate bound": "rate bound: the same for images like the test rows, with 95 % confidence; from the bits that were "
+    "measured. ",
+}
 
 
 def sheets(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> list[Sheet]:
@@ -39,7 +44,7 @@ def leakage_markdown(report: LeakageReport, *, alone: Mapping[str, float] | None
 
 def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
     ceiling = ["ceiling"] if report.ceilings else []
-    bound = ["bound"] if any(row.bound for row in report.rows) else []
+    bound = _bound_names(report.rows)
     own = ["own", "alone"] if alone else ["own"]
     names = [
         "feature",
@@ -68,7 +73,7 @@ def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
             percent(row.chance),
             percent(row.floor.accuracy),
             *(percent(_ceiling(report, row.target)) for _ in ceiling),
-            *(percent(None if row.bound is None else row.bound.accuracy) for _ in bound),
+            *(percent(_bound(row, name)) for name in bound),
             points(row.excess),
         ]
         for row in report.rows
@@ -98,7 +103,7 @@ def _attackers(report: LeakageReport) -> Sheet:
 
 def _collusion(report: LeakageReport) -> Sheet:
     attacks = [attack.name.replace("_", " ") for attack in report.budget.collusion]
-    bound = ["bound"] if any(row.bound for row in report.collusion) else []
+    bound = _bound_names(report.collusion)
     return Sheet(
         title="Two tenants together",
         names=["coalition", "target", "apart", *attacks, "chance", "floor", *bound, "excess"],
@@ -110,7 +115,7 @@ def _collusion(report: LeakageReport) -> Sheet:
                 *map(attack_cell, row.attacks),
                 percent(row.chance),
                 percent(row.floor.accuracy),
-                *(percent(None if row.bound is None else row.bound.accuracy) for _ in bound),
+                *(percent(_bound(row, name)) for name in bound),
                 points(row.excess),
             ]
             for row in report.collusion
@@ -150,8 +155,7 @@ def legend(report: LeakageReport) -> str:
     seeds = "1 seed" if budget.seeds == 1 else f"the mean of {budget.seeds} seeds"
     claims = [f"{row.feature} on {row.target}" for row in report.rows if row.chance_claim_allowed]
     ceiling = "ceiling: with nothing held back. " if report.ceilings else ""
-    bounded = any(row.bound for row in report.rows)
-    bound = "bound: no attacker is right more often, whoever it is; from the bits of the feature. " if bounded else ""
+    bound = "".join(_BOUND_WORDS[name] for name in _bound_names(report.rows))
     return (
         "Test accuracy in %. own: the task itself. swap: the feature in the target's own head, which says little about "
         f"leakage; swap perm: with its answers renamed. best: of the attackers trained afresh on {rows}, {seeds}. "
@@ -160,6 +164,16 @@ def legend(report: LeakageReport) -> str:
         f"of chance and floor, in points. At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
         f"{'; '.join(claims) or 'no row'}."
     )
+
+
+def _bound_names(rows: Sequence[LeakageRow]) -> list[str]:
+    """Columns for the kinds of bounds that any row has."""
+    return [name for name in _BOUND_WORDS if any(_bound(row, name) is not None for row in rows)]
+
+
+def _bound(row: LeakageRow, name: str) -> float | None:
+    found = row.bound if name == "bound" else row.rate_bound
+    return None if found is None else found.accuracy
 
 
 def points(excess: float | None) -> str:

@@ -1,4 +1,4 @@
-"""V_i: what makes a short vector of known power out of a map, as a bounded feature needs it (SPEC E.7).
+"""V_i: what makes short vectors of known power out of a map, as a bounded feature needs them (SPEC E.7).
 
 Axes: B examples, C channels, H and W of a map, D dimensions of the vector.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Final
 
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from orchestrator.privacy.bounded.channel import power_normalise
 
@@ -29,10 +28,10 @@ class BoundedVector(nn.Module):
         super().__init__()
         width = min(channels, MAX_WIDTH)
         self.layers = nn.Sequential(
-            _Halving(channels, width, 3, padding=1, bias=False),
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
             nn.GroupNorm(_groups(width), width),
             nn.ReLU(),
-            _Halving(width, width, 3, padding=1, bias=False),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.GroupNorm(_groups(width), width),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(_POOLED_SIDE),
@@ -42,15 +41,43 @@ class BoundedVector(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """s. Raises `NonFiniteFeatureError` if the module has diverged."""
+        self._halve(min(x_BCHW.shape[-2:]))
         return power_normalise(self.layers(x_BCHW))[:, :, None, None]
 
+    def _halve(self, side: int) -> None:
+        """Convolutions of stride 2 where the map is large enough.
 
-class _Halving(nn.Conv2d):
-    """A convolution of stride 2, or 1 on maps that are too small to be halved."""
+        They stay plain `nn.Conv2d`, whose per-example gradients are known, with the stride as an attribute.
+        """
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                stride = 2 if side >= _SMALLEST_HALVED else 1
+                layer.stride, side = (stride, stride), -(-side // stride)
+
+
+class BoundedMap(nn.Module):
+    """(B, C, H, W) to s of (B, D, side, side): ||s||^2 = D in every cell, for every example and any weights.
+
+    What a cell's vector tells may be of the whole image: its power is bounded, and not what it has seen.
+    """
+
+    def __init__(self, channels: int, dimensions: int, side: int) -> None:
+        super().__init__()
+        width = min(channels, MAX_WIDTH)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.GroupNorm(_groups(width), width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(side),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(_groups(width), width),
+            nn.ReLU(),
+            nn.Conv2d(width, dimensions, 1),
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        stride = 2 if min(x_BCHW.shape[-2:]) >= _SMALLEST_HALVED else 1
-        return conv2d(x_BCHW, self.weight, self.bias, stride=stride, padding=self.padding)
+        """s. Raises `NonFiniteFeatureError` if the module has diverged."""
+        return power_normalise(self.layers(x_BCHW))
 
 
 def _groups(width: int) -> int:

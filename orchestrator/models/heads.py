@@ -1,4 +1,7 @@
-"""The tenant's head M_i: from its task's feature to one number per output. Axes: B examples, C, H, W of the feature."""
+"""The tenant's head M_i: from its task's feature to one number per output, or a map of them.
+
+Axes: B examples, C, H, W of the feature.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,14 @@ from orchestrator.models.resnet import build_backbone
 from orchestrator.models.seeding import seeded
 from orchestrator.models.split import MAX_SPLIT, check_split, feature_shape
 from tasks.registry import look_up
+from tasks.spec import TaskSpec
 
 POOLED_SIDE = 4
 """To which a linear head pools larger maps, so that its weights do not outnumber the examples."""
 HIDDEN = 128
 """Width of an mlp head."""
+MAP_WIDTH = 64
+"""Of the convolutions of a head that answers with a map."""
 _ANY_IMAGE_SIZE = 64
 
 
@@ -29,7 +35,7 @@ class HeadConfig:
 
     kind: str
     """backbone: the rest of the backbone, as in the paper; linear: pooling and one linear layer; mlp: with a hidden
-    layer between, for short vectors."""
+    layer between, for short vectors; map: convolutions at the resolution of the answer, for dense tasks."""
     backbone: str
     """Whose first children are the encoder; see `orchestrator.models.resnet`."""
     split_index: int
@@ -38,9 +44,17 @@ class HeadConfig:
     """Numbers the head answers with per example."""
     feature_shape: tuple[int, int, int]
     """(C, H, W) of the feature."""
+    answer_size: tuple[int, int] | None = None
+    """(H, W) of a map's answer, with n_outputs channels; None for other kinds."""
 
     def __post_init__(self) -> None:
         look_up(HEAD_KINDS, "head", self.kind)
+        if (self.kind == "map") != (self.answer_size is not None):
+            raise ConfigError(
+                f"a head of kind {self.kind!r} and an answer of size {self.answer_size} do not go together"
+            )
+        if self.answer_size is not None and min(self.answer_size) < 1:
+            raise ConfigError(f"a head cannot answer with a map of {self.answer_size}")
         check_split(self.backbone, self.split_index)
         if self.n_outputs < 1:
             raise ConfigError(f"a head needs at least one output, got {self.n_outputs}")
@@ -60,9 +74,25 @@ class HeadConfig:
                 f"got {'x'.join(map(str, got))}; use the linear or the mlp head for other features"
             )
 
+    @classmethod
+    def for_task(
+        cls, spec: TaskSpec, *, kind: str, backbone: str, split_index: int, feature_shape: tuple[int, int, int]
+    ) -> HeadConfig:
+        """Of that kind where the task answers with a class; one that answers with a map has a head of its own kind."""
+        return cls(
+            kind="map" if spec.shape is not None else kind,
+            backbone=backbone,
+            split_index=split_index,
+            n_outputs=spec.n_outputs,
+            feature_shape=feature_shape,
+            answer_size=None if spec.shape is None else spec.shape[1:],
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `from_json` reads it back."""
-        return {**asdict(self), "feature_shape": list(self.feature_shape)}
+        """A JSON-ready dictionary; `from_json` reads it back. Of other kinds it says nothing of maps."""
+        found = {**asdict(self), "feature_shape": list(self.feature_shape)}
+        size = found.pop("answer_size")
+        return found if size is None else {**found, "answer_size": list(size)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> HeadConfig:
@@ -107,13 +137,33 @@ def _pooled(config: HeadConfig) -> tuple[int, int, int]:
     return c, min(h, POOLED_SIDE), min(w, POOLED_SIDE)
 
 
+def _map(config: HeadConfig, seed: int) -> nn.Module:
+    """The feature is read at its own resolution, brought to that of the answer, and refined there."""
+    assert config.answer_size is not None
+    with seeded(seed):
+        return nn.Sequential(
+            OrderedDict(
+                read=nn.Conv2d(config.feature_shape[0], MAP_WIDTH, 3, padding=1),
+                relu1=nn.ReLU(),
+                resize=nn.Upsample(config.answer_size, mode="bilinear"),
+                refine=nn.Conv2d(MAP_WIDTH, MAP_WIDTH, 3, padding=1),
+                relu2=nn.ReLU(),
+                answer=nn.Conv2d(MAP_WIDTH, config.n_outputs, 3, padding=1),
+            )
+        )
+
+
 HEAD_KINDS: Mapping[str, Callable[[HeadConfig, int], nn.Module]] = {
     "backbone": _rest_of_backbone,
     "linear": _linear,
     "mlp": _mlp,
+    "map": _map,
 }
 
 
 def build_head(config: HeadConfig, *, seed: int) -> nn.Module:
-    """A freshly initialised M_i: (B, C, H, W) to (B, n_outputs). The process's random state is not touched."""
+    """A freshly initialised M_i: (B, C, H, W) to (B, n_outputs), or to a map (B, n_outputs, *answer_size).
+
+    The process's random state is not touched.
+    """
     return HEAD_KINDS[config.kind](config, seed)

@@ -1,7 +1,7 @@
 """Metamorphosis modules g_i: what turns the encoder's feature u into task i's feature z_i.
 
-Without a channel z_i has the shape of u. With one, g_i ends in a short vector s_i of known power, and z_i is that
-vector under noise, which the producer adds (`orchestrator.release`).
+Without a channel z_i has the shape of u. With one, g_i ends in a short vector s_i of known power, or a small map of
+them, and z_i is that under noise, which the producer adds (`orchestrator.release`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from orchestrator.config import from_mapping
 from orchestrator.errors import ConfigError
-from orchestrator.models.bounded_vector import BoundedVector
+from orchestrator.models.bounded_vector import BoundedMap, BoundedVector
 from orchestrator.models.cross_sec import CrossSec
 from orchestrator.models.seeding import seeded
 from orchestrator.privacy.bounded.channel import ChannelConfig
@@ -35,7 +35,8 @@ class ModuleConfig:
     expansion: int = 2
     """Width of the hidden layer of a gate, per channel of its split."""
     channel: ChannelConfig | None = None
-    """Of a bounded feature, which is a (d, 1, 1) map; None: the feature is a map like u, and nothing bounds it."""
+    """Of a bounded feature, which is a map of a d-vector for each cell, (d, 1, 1) with one; None: the feature is a map
+    like u, and nothing bounds it."""
 
     def __post_init__(self) -> None:
         look_up(MODULES, "metamorphosis module", self.kind)
@@ -49,15 +50,20 @@ class ModuleConfig:
             )
         if self.kind == "cross_sec" and self.splits == 1:
             raise ConfigError("cross_sec needs at least 2 splits to cross, got 1; use sec for a single one")
-        if self.channel is not None and self.channel.cells != 1:
-            raise ConfigError(
-                f"a bounded feature is one vector an image, got {self.channel.cells} cells: maps of vectors, for dense "
-                "tasks, cannot be trained yet"
-            )
+        if self.channel is not None:
+            _ = self.channel.side  # or it is no map
 
     def feature_shape(self, u_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of this task's feature, from that of u."""
-        return u_shape if self.channel is None else (self.channel.dimensions, 1, 1)
+        """(C, H, W) of this task's feature, from that of u. Raises `ConfigError` for more cells than u has places."""
+        if self.channel is None:
+            return u_shape
+        side = self.channel.side
+        if side > min(u_shape[1:]):
+            raise ConfigError(
+                f"{self.channel.cells} vectors an image do not fit a map of {u_shape[1]}x{u_shape[2]}: use at most "
+                f"{min(u_shape[1:]) ** 2} cells, an earlier split index, or larger images"
+            )
+        return self.channel.dimensions, side, side
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` reads it back. Without a channel it says nothing of one."""
@@ -93,8 +99,15 @@ MODULES: Mapping[str, Callable[[ModuleConfig], nn.Module]] = {
 }
 
 
+def _bounded(channels: int, channel: ChannelConfig) -> nn.Module:
+    """V_i."""
+    if channel.cells == 1:
+        return BoundedVector(channels, channel.dimensions)
+    return BoundedMap(channels, channel.dimensions, channel.side)
+
+
 def build_module(config: ModuleConfig, *, seed: int) -> nn.Module:
-    """A freshly initialised g_i: (B, C, H, W) to (B, C, H, W), with a channel to s of (B, d, 1, 1), before any noise.
+    """A freshly initialised g_i: (B, C, H, W) to (B, C, H, W), with a channel to s of (B, d, h, w), before any noise.
 
     The process's random state is not touched.
     """
@@ -102,6 +115,4 @@ def build_module(config: ModuleConfig, *, seed: int) -> nn.Module:
         module = MODULES[config.kind](config)
         if config.channel is None:
             return module
-        return nn.Sequential(
-            OrderedDict(metamorphosis=module, vector=BoundedVector(config.channels, config.channel.dimensions))
-        )
+        return nn.Sequential(OrderedDict(metamorphosis=module, vector=_bounded(config.channels, config.channel)))

@@ -8,6 +8,7 @@ Axes: N rows of a subset.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from dataclasses import dataclass, field
@@ -61,15 +62,24 @@ class TenantKey:
         return _SUITE.decrypt(wrapped, self._private, info=info)
 
 
-def seal_labels(labels: NDArray[np.int64], *, task: str, subset: str, key: PublicKey, n_classes: int) -> SealedLabels:
-    """The (N,) class indices of one task and subset, readable only with the private half of ``key``.
+def seal_labels(
+    labels: NDArray[np.int64],
+    *,
+    task: str,
+    subset: str,
+    key: PublicKey,
+    n_classes: int,
+    shape: tuple[int, ...] = (),
+) -> SealedLabels:
+    """The labels (N, *shape) of one task and subset, readable only with the private half of ``key``.
 
-    Raises `ProtocolError` for a key of another task or no X25519 point, `DataError` for a label outside
+    ``shape`` is that of one label, () for a class, and ``n_classes`` counts the values that it may have. Raises
+    `ProtocolError` for a key of another task or no X25519 point, `DataError` for labels of another shape or outside
     ``0..n_classes-1``.
     """
     if key.task != task:
         raise ProtocolError(f"labels of task {task!r} were to be sealed to the tenant of task {key.task!r}")
-    body = _encode(labels, n_classes)
+    body = _encode(labels, n_classes, shape)
     context = _context(task, subset)
     data_key, nonce = AESGCM.generate_key(256), os.urandom(12)
     try:
@@ -85,8 +95,10 @@ def seal_labels(labels: NDArray[np.int64], *, task: str, subset: str, key: Publi
     )
 
 
-def open_labels(sealed: SealedLabels, tenant_key: TenantKey, *, task: str, subset: str) -> NDArray[np.int64]:
-    """The (N,) class indices.
+def open_labels(
+    sealed: SealedLabels, tenant_key: TenantKey, *, task: str, subset: str, shape: tuple[int, ...] = ()
+) -> NDArray[np.int64]:
+    """The labels (N, *shape), as the task's specification says.
 
     Raises `ProtocolError` if they are of another task or subset, for another tenant, or were changed on the way.
     """
@@ -103,7 +115,7 @@ def open_labels(sealed: SealedLabels, tenant_key: TenantKey, *, task: str, subse
             f"the {subset!r} labels of task {task!r} cannot be opened: they were sealed to another key, "
             "for another task or subset, or were changed on the way"
         ) from error
-    return _decode(body)
+    return _decode(body, shape)
 
 
 def _context(task: str, subset: str) -> bytes:
@@ -112,23 +124,24 @@ def _context(task: str, subset: str) -> bytes:
     return b"".join(struct.pack("<I", len(part)) + part for part in parts)
 
 
-def _encode(labels: NDArray[np.int64], n_classes: int) -> bytes:
-    if labels.ndim != 1 or labels.dtype != np.int64:
-        raise DataError(f"labels must be a vector of int64, got {labels.dtype} of shape {labels.shape}")
+def _encode(labels: NDArray[np.int64], n_classes: int, shape: tuple[int, ...]) -> bytes:
+    if labels.ndim < 1 or labels.shape[1:] != shape or labels.dtype != np.int64:
+        wanted = "a vector" if not shape else f"(N, {', '.join(map(str, shape))})"
+        raise DataError(f"labels must be {wanted} of int64, got {labels.dtype} of shape {labels.shape}")
     if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
         raise DataError(f"labels must be from 0 to {n_classes - 1}, got {labels.min()} to {labels.max()}")
     return _HEADER.pack(n_classes, len(labels)) + labels.astype(_width(n_classes)).tobytes()
 
 
-def _decode(body: bytes) -> NDArray[np.int64]:
+def _decode(body: bytes, shape: tuple[int, ...]) -> NDArray[np.int64]:
     try:
         n_classes, n_rows = _HEADER.unpack_from(body)
         labels = np.frombuffer(body, dtype=_width(n_classes), offset=_HEADER.size).astype(np.int64)
     except (struct.error, ValueError) as error:
         raise ProtocolError("sealed labels are truncated") from error
-    if len(labels) != n_rows or (n_rows and labels.max() >= n_classes):
+    if len(labels) != n_rows * math.prod(shape) or (n_rows and labels.max() >= n_classes):
         raise ProtocolError(f"sealed labels do not hold {n_rows} labels of {n_classes} classes")
-    return labels
+    return labels.reshape(n_rows, *shape)
 
 
 def _width(n_classes: int) -> np.dtype[np.unsignedinteger]:

@@ -92,6 +92,10 @@ class Guarantee:
     """Of the task's feature; None where nothing bounds it, and for an encoder."""
     epochs: int | None = None
     """In which a bounded task's tenant was sent the training images, with other noise each time."""
+    noise_kind: str | None = None
+    """Of what is released of a bounded task: one of `NOISE_KINDS`; None, in older statements, is keyed."""
+    chosen_from: int | None = None
+    """Of how many trained models this is the best by what private validation images say; None where none was chosen."""
 
     def __post_init__(self) -> None:
         if self.mode not in _PARTS:
@@ -105,6 +109,8 @@ class Guarantee:
             raise ConfigError(f"mode {self.mode!r} does not go with a guaranteed epsilon of {self.epsilon}")
         if (self.channel is None) != (self.epochs is None):
             raise ConfigError("a bounded feature comes with the epochs in which it was trained, and no other does")
+        if self.noise_kind is not None and (self.channel is None or self.noise_kind not in NOISE_KINDS):
+            raise ConfigError(f"the noise of a bounded feature is {' or '.join(NOISE_KINDS)}, got {self.noise_kind!r}")
         if (self.epsilon is not None or self.nominal_epsilon is not None) and self.delta is None:
             raise ConfigError("an epsilon without its delta means nothing")
 
@@ -122,7 +128,7 @@ class Guarantee:
 
     def statement(self) -> str:
         """A short paragraph: what is covered, what is not."""
-        return " ".join((*self._claim(), *self._limits(), *self._bounded(), self._task_privacy()))
+        return " ".join((*self._claim(), *self._limits(), *self._bounded(), self._task_privacy(), *self._choice()))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` reads it back."""
@@ -208,6 +214,15 @@ class Guarantee:
             )
         return limits
 
+    def _choice(self) -> list[str]:
+        if self.chosen_from is None:
+            return []
+        return [
+            f"It was chosen from {self.chosen_from} trained models by looking at private validation images. That "
+            "choice tells something of these images, and no epsilon covers it; the other trainings were charged to "
+            "the privacy ledger, and are not in the epsilon of this one."
+        ]
+
     @property
     def _bits(self) -> str:
         assert self.channel is not None
@@ -218,14 +233,13 @@ class Guarantee:
             return []
         from orchestrator.privacy.bounded.bounds import local_dp_epsilon
 
-        d, tau = self.channel.dimensions, self.channel.noise
         epsilon = local_dp_epsilon(self.channel, LOCAL_DELTA)
         return [
             f"Each feature of this task carries at most {self._bits} bits about its image, whatever the attacker "
-            f"knows or computes: it is {d} numbers of mean square 1 under Gaussian noise of standard deviation "
-            f"{tau:.4g}, and that is the capacity of such a channel.",
-            "Asking again for the same image gives the same noise, and tells nothing new. Features of several images "
-            "of the same person add up, and so do those of several tasks or versions of one image.",
+            f"knows or computes: it is {self._numbers}, and that is the capacity of such a channel.",
+            self._asked_again,
+            "Features of several images of the same person add up, and so do those of several tasks or versions of one "
+            "image.",
             f"In training its tenant was sent each training and validation image {self.epochs} times, once an epoch "
             "and each time with other noise: for these images the bound is so many times as large, and once more for "
             "what is published.",
@@ -234,18 +248,44 @@ class Guarantee:
             "This holds as long as the producer's noise key is secret, and says nothing of what the weights tell.",
         ]
 
+    @property
+    def _asked_again(self) -> str:
+        if self.noise_kind == "fresh":
+            return (
+                f"Every release has noise of its own: whoever asks n times for the same image is told up to n times "
+                f"{self._bits} bits, each of which is charged."
+            )
+        return "Asking again for the same image gives the same noise, and tells nothing new."
+
+    @property
+    def _numbers(self) -> str:
+        assert self.channel is not None
+        d, tau, cells = self.channel.dimensions, self.channel.noise, self.channel.cells
+        vector = f"{d} numbers of mean square 1 under Gaussian noise of standard deviation {tau:.4g}"
+        if cells == 1:
+            return vector
+        per_cell = rounded_up(self.channel.bits_per_cell)
+        return f"a map of {cells} cells of at most {per_cell} bits each, every one {vector}"
+
     def _task_privacy(self) -> str:
         if not self.task_privacy and self.channel is not None:
             return "Privacy between tasks: by that bound alone."
         if not self.task_privacy:
             return "Privacy between tasks: none was trained."
+        if self.channel is not None:
+            return (
+                f"Privacy between tasks: by that bound; what was trained beside it ({self.task_privacy}) promises "
+                "nothing, and is measured, see evaluate."
+            )
         return f"Privacy between tasks ({self.task_privacy}): no guarantee: measured, see evaluate."
 
 
 LOCAL_DELTA: Final = 1e-5
 """At which the local differential privacy of a bounded feature is stated."""
-_LATER: Final = ("channel", "epochs")
-"""Keys that statements of other tasks do not have, nor those that were published before there were bounded features."""
+NOISE_KINDS: Final = ("keyed", "fresh")
+"""keyed: a function of the image, so that asking again tells nothing new; fresh: another draw for each release."""
+_LATER: Final = ("channel", "epochs", "noise_kind", "chosen_from")
+"""Keys that statements of other models do not have, nor those that were published before there was such a thing."""
 _NUMBER: Final = ((float, int), "a number")
 _MAYBE: Final = ((float, int, type(None)), "a number or null")
 _TEXT: Final = ((str,), "text")
@@ -269,6 +309,8 @@ _JSON_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "task_privacy": _TEXT,
     "channel": ((Mapping, type(None)), "an object or null"),
     "epochs": ((int, type(None)), "a whole number or null"),
+    "noise_kind": ((str, type(None)), "text or null"),
+    "chosen_from": ((int, type(None)), "a whole number or null"),
 }
 
 

@@ -31,7 +31,7 @@ from orchestrator.runs.publishing import (
     task_entry,
     with_bound,
 )
-from orchestrator.settings import AddTaskSettings
+from orchestrator.settings import AddTaskSettings, TaskPrivacySettings
 from orchestrator.updates import make_plan
 
 
@@ -95,6 +95,9 @@ def _add_task(
     known = {task: record for task, record in published.items() if task in apart_from}
     opened = open_data(settings_of(encoder, settings.data), observer, fingerprint=encoder.data_fingerprint)
     network = settings.task_privacy.network(network_of(encoder, head=settings.head, module=settings.module))
+    # Its terms look at several images at a time, so that modules under DP do without.
+    asked = settings.task_privacy if settings.dp.epsilon is None else TaskPrivacySettings()
+    shaping = asked.shaping(opened.secrets(asked.named_secrets))
     plan = SessionPlan(
         data=opened.training_data((settings.task,)),
         network=network,
@@ -107,6 +110,7 @@ def _add_task(
         device=settings.runtime.device,
         threads=settings.runtime.threads,
         noise=noise_plan(network, catalog, storage=settings.runtime.storage_path, run=folder.run),
+        shaping=shaping,
     )
 
     if settings.dp.epsilon is not None:
@@ -125,7 +129,13 @@ def _add_task(
                 module_state=session.module_weights(settings.task),
                 head=session.heads.get(settings.task),
                 metrics=session.test[settings.task].metrics,
-                guarantee=with_bound(guarantee, module_config, epochs=session.trained_epochs),
+                guarantee=with_bound(
+                    guarantee,
+                    module_config,
+                    epochs=session.trained_epochs,
+                    noise_kind=settings.task_privacy.feature_noise_kind,
+                    shaping=shaping,
+                ),
                 dissimilarity=settings.task_privacy.dissimilarity,
             )
         ]

@@ -23,6 +23,10 @@ class Budget:
 
         A resumed run takes up the reservation that it had.
         """
+        return dataclasses.replace(plan, charge=self._charge(self.set_aside(plan, part)))
+
+    def set_aside(self, plan: DpPlan, part: str) -> int:
+        """The number of the plan's reservation, as `reserve` makes it, before anybody charges to it."""
         with self._ledger() as ledger:
             number = ledger.reserve(
                 self._table.image_set,
@@ -35,7 +39,7 @@ class Budget:
                 secret=plan.secret_seed,
             )
         self._folder.remember(reservations={**self._folder.recall("reservations", {}), part: number})
-        return dataclasses.replace(plan, charge=self._charge(number))
+        return number
 
     def release(self, part: str) -> None:
         """The part has taken its last step. Nothing happens if it was trained without DP."""

@@ -121,7 +121,7 @@ class _Run:
     ) -> None:
         self.settings, self.catalog, self.published = settings, catalog, published
         self.observer, self.progress = observer, progress
-        self.sold = [task for task, features in published.features.items() if not features.private]
+        self.sold = published.sold_classes
         self.draws = may_draw(published.opened.table.name, allow_people=settings.pictures)
         self.seconds: dict[str, float] = {}
 
@@ -222,7 +222,7 @@ class _Run:
         same. Where its feature is bounded, so are those of all.
         """
         if not self.sold:
-            raise DataError("there is no tenant to hijack a session: the encoder has no task that is sold")
+            raise DataError("there is no tenant to hijack a session: the encoder has no task with classes that is sold")
         _, weights = self.catalog.encoder(self.published.encoder.version)
         runtime, reports = self.settings.runtime, []
         network = dataclasses.replace(self.published.network_of(self.sold[0]), head="linear")

@@ -131,6 +131,10 @@ class RunFolder:
         """The checkpoints of one part of the run."""
         return Checkpoints(folder=make_private(self.path / part), kind=part, identity=f"{self.run}-{identity}")
 
+    def leave_unfinished(self, *, unfinished: bool = True) -> None:
+        """Note whether there is something to go on with although the run ends without an error."""
+        self.remember(unfinished=unfinished)
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -144,14 +148,15 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or not self._worth_resuming():
+        if (kind is None and not self.recall("unfinished")) or not self._worth_resuming():
             self.finish()
         elif isinstance(error, _PASSING):
             error.add_note("Nothing that was trained is lost: the same command with --resume goes on from there")
         self._lock.release()
 
     def _worth_resuming(self) -> bool:
-        return bool(self.recall("reservations")) or any(self.path.glob("*/step-*"))
+        begun = self.recall("unfinished") or self.recall("reservations")
+        return bool(begun) or any(self.path.glob("*/step-*"))
 
 
 def _digest(settings: Any) -> str:

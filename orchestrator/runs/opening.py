@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.consumer import ConsumerConfig
-from orchestrator.errors import DataError, PrivacyRefusal
+from orchestrator.errors import ConfigError, DataError, PrivacyRefusal
 from orchestrator.ports import ConsumerPort, ProducerPort
 from orchestrator.runs.observer import RunObserver
 from orchestrator.settings import DataSettings, RuntimeSettings
+from orchestrator.shaping import Secret
 from orchestrator.wire import TaskOffer
 from tasks.datasets import open_dataset
 from tasks.datasets.splits import SUBSETS, Splits, check_labels, split_rows
@@ -37,6 +38,21 @@ class OpenData:
         check_labels(self.table, self.splits, tuple(tasks))
         rows = {subset: self.splits.subset(subset) for subset in SUBSETS}
         return TrainingData.of(self.table, rows, tuple(tasks))
+
+    def secrets(self, names: Sequence[str]) -> dict[str, Secret]:
+        """The training labels of attributes that features are not to tell.
+
+        Raises if one is unknown, lacks a class in the training subset, or is a map.
+        """
+        check_labels(self.table, self.splits, tuple(names))
+        if dense := [name for name in names if self.table.spec(name).dense]:
+            raise ConfigError(f"{', '.join(dense)} is a map, and adversaries read classes: take it out of the secrets")
+        return {
+            name: Secret(
+                labels=self.table.task_labels(name)[self.splits.train], n_classes=self.table.spec(name).n_labels
+            )
+            for name in names
+        }
 
 
 def open_data(settings: DataSettings, observer: RunObserver, *, fingerprint: str | None = None) -> OpenData:

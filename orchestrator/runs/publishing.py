@@ -19,6 +19,7 @@ from orchestrator.network import NetworkConfig
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.settings import DataSettings
+from orchestrator.shaping import ShapingPlan
 from orchestrator.wire import HeadWeights
 from tasks.datasets.table import ImageTable
 from tasks.spec import TaskSpec
@@ -80,10 +81,15 @@ def guarantee_of(encoder: EncoderRecord, *, task_privacy: DissimilarityConfig) -
     )
 
 
-def with_bound(guarantee: Guarantee, module_config: ModuleConfig, *, epochs: int) -> Guarantee:
+def with_bound(
+    guarantee: Guarantee, module_config: ModuleConfig, *, epochs: int, noise_kind: str, shaping: ShapingPlan
+) -> Guarantee:
     """The guarantee of a task after so many epochs of a session: with the bound on its feature, if there is one."""
     channel = module_config.channel
-    return guarantee if channel is None else dataclasses.replace(guarantee, channel=channel, epochs=epochs)
+    if channel is None:
+        return guarantee
+    words = "; ".join(part for part in (guarantee.task_privacy, shaping.words) if part)
+    return dataclasses.replace(guarantee, channel=channel, epochs=epochs, noise_kind=noise_kind, task_privacy=words)
 
 
 def promised_by(records: Sequence[TaskRecord], *, else_by: Guarantee) -> Guarantee:
@@ -96,11 +102,13 @@ def notes_on_bounded(plan: SessionPlan) -> list[str]:
     channel = plan.channel
     if channel is None:
         return []
+    cells = "" if channel.cells == 1 else f"{channel.cells} cells of {channel.bits_per_cell:.3g} bits, each "
     told = [
-        f"features of at most {channel.bits_per_image:.2f} bits: {channel.dimensions} numbers under noise "
-        f"{channel.noise:.3g}"
+        f"features of at most {channel.bits_per_image:.2f} bits an image: {cells}{channel.dimensions} numbers under "
+        f"noise {channel.noise:.3g}"
     ]
-    if plan.network.tenant_head != plan.network.head:
+    classified = any(not spec.dense for spec in plan.data.specs.values())
+    if plan.network.tenant_head != plan.network.head and classified:
         told.append(f"the heads are {plan.network.tenant_head}: the rest of the backbone takes no such feature")
     left_out = sorted(set(plan.fixed_modules) - set(plan.kept_apart_from))
     if left_out and plan.dissimilarity.omega > 0:

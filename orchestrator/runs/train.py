@@ -52,6 +52,7 @@ from orchestrator.runs.publishing import (
     with_bound,
 )
 from orchestrator.settings import TrainSettings
+from orchestrator.shaping import ShapingPlan
 from orchestrator.tracking import Tracker
 from orchestrator.train_job import EncoderJob
 from orchestrator.updates import make_plan, poisson_schedule
@@ -209,6 +210,14 @@ class TrainRun:
         return self.settings.task_privacy.network(self.network)
 
     @property
+    def _shaping(self) -> ShapingPlan:
+        """Nothing for modules under DP: its terms look at several images at a time."""
+        if self._private_modules:
+            return ShapingPlan()
+        asked = self.settings.task_privacy
+        return asked.shaping(self.opened.secrets(asked.named_secrets))
+
+    @property
     def _private_modules(self) -> bool:
         return self.settings.dp.dp_mode == "surrogate_dp_modules" and self.settings.dp.epsilon is not None
 
@@ -304,6 +313,7 @@ class TrainRun:
             device=runtime.device,
             threads=runtime.threads,
             noise=noise_plan(self._tasks_network, self.catalog, storage=runtime.storage_path, run=self.folder.run),
+            shaping=self._shaping,
         )
 
     def _session(self, plan: SessionPlan) -> SessionResult:
@@ -365,7 +375,13 @@ class TrainRun:
             module_state=session.module_weights(task),
             head=session.heads.get(task),
             metrics=session.test[task].metrics,
-            guarantee=with_bound(guarantee, module_config, epochs=session.trained_epochs),
+            guarantee=with_bound(
+                guarantee,
+                module_config,
+                epochs=session.trained_epochs,
+                noise_kind=self.settings.task_privacy.feature_noise_kind,
+                shaping=self._shaping,
+            ),
             dissimilarity=self.settings.task_privacy.dissimilarity,
         )
 

@@ -17,7 +17,7 @@ MAX_PIXELS = 50_000_000
 """Larger images are refused unread: a few kilobytes of PNG can unpack to gigabytes."""
 
 
-def decode_image(data: bytes, image_size: int) -> ImageArray:
+def decode_image(data: bytes, image_size: int, *, max_pixels: int = MAX_PIXELS) -> ImageArray:
     """(S, S, 3) uint8 of an encoded image, shown upright, resized bilinearly without keeping its aspect (as the paper).
 
     Grey becomes three equal channels; transparency is dropped; an animation gives its first picture.
@@ -25,8 +25,8 @@ def decode_image(data: bytes, image_size: int) -> ImageArray:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"it is {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+            if image.width * image.height > max_pixels:
+                raise DataError(f"it is {image.width}x{image.height} pixels, more than {max_pixels:,}")
             image.load()
             with suppress(Exception):  # a damaged orientation tag says nothing about the pixels
                 ImageOps.exif_transpose(image, in_place=True)
@@ -37,7 +37,7 @@ def decode_image(data: bytes, image_size: int) -> ImageArray:
         known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise DataError(f"its {len(data):,} bytes are not a {known} file" if data else "it is empty") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"it has more than {MAX_PIXELS:,} pixels") from None
+        raise DataError(f"it has more than {max_pixels:,} pixels") from None
     except Exception as error:  # on arbitrary bytes, Pillow's decoders raise a dozen kinds
         raise DataError(f"it cannot be decoded ({str(error) or type(error).__name__})") from None
 

@@ -1,4 +1,4 @@
-"""The one form in which the project holds a data set: decoded images of one size and integer labels."""
+"""The one form in which the project holds a data set: decoded images of one size and whole numbers as labels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ImageTable:
     images: ImageArray = field(repr=False)
     """(N, S, S, 3) uint8, already resized to the training size."""
     labels: Mapping[str, LabelArray] = field(repr=False)
-    """Label column to (N,) int64 class indices."""
+    """Label column to int64 class indices (N,), or maps of levels (N, C, H, W)."""
     specs: Mapping[str, TaskSpec]
     """Task name to what it is; every spec's target is a key of ``labels``."""
     fingerprint: str
@@ -62,8 +62,9 @@ class ImageTable:
         n = len(self.images)
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
             raise DataError(f"images must be (N, S, S, 3) uint8, got {self.images.shape} {self.images.dtype}")
+        shapes = {spec.target: spec.label_shape for spec in self.specs.values()}
         for column, values in self.labels.items():
-            if values.shape != (n,):
+            if values.shape != (n, *shapes.get(column, ())):
                 raise DataError(f"label column {column!r} has {values.shape} values for {n} images")
 
     def __len__(self) -> int:
@@ -78,5 +79,5 @@ class ImageTable:
         return self.specs[task]
 
     def task_labels(self, task: str) -> LabelArray:
-        """(N,) class indices of that task."""
+        """(N, *label_shape) labels of that task: class indices, or maps of levels."""
         return self.labels[self.spec(task).target]

@@ -51,7 +51,7 @@ def channels(home: Path) -> dict[str, ChannelConfig | None]:
 def test_bounded_tasks_are_published_with_their_bound_behind_an_encoder_that_knows_of_none(home, write_parquet, capsys):
     assert run_train("--data", write_parquet(), "--tasks", "pose,glasses", "--epsilon", "8", *BOUNDED) == 0
     told = capsys.readouterr().out
-    assert "features of at most 4.00 bits: 3 numbers under noise" in told
+    assert "features of at most 4.00 bits an image: 3 numbers under noise" in told
     assert "the heads are mlp" in told
     assert "carries at most 4.00 bits about its image" in told
     records = catalog(home).tasks("1")
@@ -71,6 +71,33 @@ def test_bounded_tasks_are_published_with_their_bound_behind_an_encoder_that_kno
     for path in home.rglob("*"):
         if path.is_file() and path != key:
             assert secret not in path.read_bytes() and secret.hex().encode() not in path.read_bytes(), path
+
+
+def test_secrets_are_named_by_the_producer_recorded_and_in_no_endpoint(home, write_parquet, capsys):
+    data = ["--data", write_parquet(), "--tasks", "pose", *BOUNDED]
+    assert run_train(*data, "--named-secrets", "who,glasses", "--secret-weight", "2") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    words = "rate penalty 0.1; adversaries on glasses, who, weight 2"
+    assert f"Privacy between tasks: by that bound; what was trained beside it ({words}) promises nothing" in told
+    assert set(catalog(home).tasks("1")) == {"who", "pose"}
+    assert run_add("glasses", *BOUNDED, "--rate-weight", "0") == 0
+    assert catalog(home).tasks("1")["glasses"].guarantee["task_privacy"] == ""
+    assert run_train(*data, "--named-secrets", "hair") == 2
+    assert "no task named 'hair'" in capsys.readouterr().err
+
+
+def test_bounded_modules_are_trained_under_dp_and_promise_both(home, write_parquet):
+    flags = ["--tasks", "pose", "--dp-mode", "surrogate_dp_modules", "--epsilon", "8", *BOUNDED]
+    assert run_train("--data", write_parquet(), *flags) == 0
+    assert run_add("glasses", *BOUNDED, "--epsilon", "4") == 0
+    records = catalog(home).tasks("1")
+    for task in ("pose", "glasses"):
+        guarantee = Guarantee.from_json(dict(records[task].guarantee))
+        assert guarantee.channel == FOUR_BITS and guarantee.epsilon is not None
+        assert any("module" in part for part in guarantee.covers)
+        assert "carries at most 4.00 bits" in guarantee.statement()
+        assert guarantee.task_privacy == "", "what looks at several images is left out"
+    assert Guarantee.from_json(dict(records["pose"].guarantee)).epsilon <= 8
 
 
 @pytest.mark.parametrize(("first", "then"), [([], BOUNDED), (BOUNDED, [])], ids=["bounded added", "beside bounded"])
@@ -134,10 +161,21 @@ def test_a_lost_key_is_not_replaced_while_features_are_published_under_it(home, 
     ("flags", "said"),
     [
         (["--feature-bits", "4"], "give --task-privacy bounded"),
+        (["--feature-cells", "4"], "give --task-privacy bounded"),
+        (["--feature-noise-kind", "fresh"], "give --task-privacy bounded"),
+        ([*BOUNDED, "--feature-cells", "6"], "a square map"),
+        ([*BOUNDED, "--feature-cells", "64"], "64 vectors an image do not fit a map of 4x4: use at most 16 cells"),
         (["--task-privacy", "bounded"], "give --feature-bits"),
         ([*BOUNDED, "--feature-noise", "0.5"], "--feature-bits chooses dimensions and noise itself"),
         (["--task-privacy", "bounded", "--feature-bits", "-1"], "must be a finite number > 0"),
-        ([*BOUNDED, "--dp-mode", "surrogate_dp_modules", "--epsilon", "8"], "cannot be trained under DP yet"),
+        ([*BOUNDED, "--algorithm", "input", "--epsilon", "8"], "has no privacy between tasks"),
+        (["--named-secrets", "who"], "give --task-privacy bounded"),
+        ([*BOUNDED, "--named-secrets", "who,who"], "named twice"),
+        ([*BOUNDED, "--rate-weight", "-1"], "rate_weight must be a finite number >= 0"),
+        (
+            [*BOUNDED, "--rate-weight", "0.1", "--dp-mode", "surrogate_dp_modules", "--epsilon", "8"],
+            "modules under DP are clipped image by image",
+        ),
     ],
 )
 def test_what_bounded_features_cannot_be_is_refused_in_one_line(home, write_parquet, capsys, flags, said):
@@ -150,8 +188,10 @@ def test_a_bounded_task_is_not_added_with_the_rest_of_the_backbone(home, write_p
     assert run_train("--data", write_parquet(), "--tasks", "pose") == 0
     assert run_add("glasses", *BOUNDED, "--head", "backbone") == 2
     assert "choose --head mlp or linear" in capsys.readouterr().err
-    assert run_add("glasses", *BOUNDED, "--head", "linear") == 0
-    assert catalog(home).tasks("1")["glasses"].head_config["kind"] == "linear"
+    assert run_add("glasses", *BOUNDED, "--head", "linear", "--feature-noise-kind", "fresh") == 0
+    record = catalog(home).tasks("1")["glasses"]
+    assert record.head_config["kind"] == "linear"
+    assert record.guarantee["noise_kind"] == "fresh" and "Every release has noise of its own" in record.guarantee_text
 
 
 def run_evaluate(*flags: str) -> int:
@@ -177,6 +217,8 @@ def test_a_bounded_feature_is_evaluated_beside_what_bounds_it(home, write_parque
     for row in numbers["leakage"]["rows"]:
         assert row["bound"]["bits"] == pytest.approx(4.0)
         assert row["bound"]["accuracy"] == 1.0 or row["target"] == "who"
+        assert row["rate_bound"]["bits"] <= row["bound"]["bits"]
+        assert row["rate_bound"]["accuracy"] <= row["bound"]["accuracy"]
         assert all(not attack["crashed"] for attack in row["attacks"])
     assert [feature["task"] for feature in numbers["bounded"]] == ["pose", "glasses"]
     for feature in numbers["bounded"]:
@@ -220,3 +262,42 @@ def test_a_hijacker_of_a_bounded_feature_is_measured_on_bounded_features(home, w
     assert run_evaluate("--budget", "full", "--parts", "hijack", "--out", str(tmp_path / "out")) == 0
     reports = json.loads((tmp_path / "out" / "evaluation.json").read_text())["hijack"]
     assert [report["feature_shape"] for report in reports] == [[3, 1, 1]] * 2
+
+
+def digits_catalog(home: Path) -> Catalog:
+    return Catalog(f"sqlite:///{home}/mlflow.db", "digits")
+
+
+def test_a_task_that_answers_with_a_map_is_added_in_bits_an_image_cell_by_cell_and_evaluated(home, tmp_path, capsys):
+    assert run_train("--private", "parity", "--tasks", "loop", *BOUNDED) == 0
+    before = digits_catalog(home).published_hashes("1")
+    dense = ["--task-privacy", "bounded", "--feature-bits", "32", "--feature-cells", "16"]
+    assert run_add("thumbnail", *dense, "--epsilon", "4") == 2
+    assert "has no guarantee" in capsys.readouterr().err
+    assert run_add("thumbnail", *dense) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "at most 32.00 bits an image: 16 cells of 2 bits, each 2 numbers under noise" in told
+    assert "a map of 16 cells of at most 2.00 bits each, every one 2 numbers of mean square 1" in told
+    assert "the heads are mlp" not in told
+    after = digits_catalog(home).published_hashes("1")
+    assert {name: after[name] for name in before} == before
+    record = digits_catalog(home).tasks("1")["thumbnail"]
+    channel = Guarantee.from_json(dict(record.guarantee)).channel
+    assert channel == ChannelConfig.for_bits(32.0, cells=16) and channel.bits_per_image == pytest.approx(32)
+    assert record.spec.shape == (1, 16, 16) and record.head_config["kind"] == "map"
+    assert record.head_config["feature_shape"] == [2, 4, 4] and record.metrics["psnr"] > 5
+    out = tmp_path / "out"
+    assert run_evaluate("--parts", "leakage,reconstruction", "--attacks", "linear", "--out", str(out)) == 0
+    numbers = json.loads((out / "evaluation.json").read_text())
+    rows = {(row["feature"], row["target"]): row for row in numbers["leakage"]["rows"]}
+    assert set(rows) == {("loop", "parity"), ("thumbnail", "loop"), ("thumbnail", "parity")}
+    assert rows["thumbnail", "loop"]["bound"]["bits"] == pytest.approx(32)
+    assert rows["thumbnail", "loop"]["rate_bound"]["bits"] < 32, "two epochs old, it does not use all that it may"
+    assert [f["task"] for f in numbers["bounded"]] == ["loop", "thumbnail"]
+    assert {row["feature"] for row in numbers["reconstruction"]["rows"]} == {"encoder", "loop", "thumbnail"}
+    assert "a map of 1x16x16; 32.00 bits at most" in (out / "report.html").read_text()
+
+
+def test_a_map_is_not_what_phase_one_is_trained_on(home, capsys):
+    assert run_train("--private", "thumbnail", "--tasks", "loop", "--epsilon", "8") == 2
+    assert "thumbnail answers with a map, and what is trained in phase 1" in capsys.readouterr().err

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.evaluation.comparison import Point, Scope, TaskPoint
-from orchestrator.evaluation.figures.drawing import BASELINE, COLOURS, MARKERS, legend_below, new_figure, plain_axes
+from orchestrator.evaluation.figures.drawing import (
+    BASELINE,
+    COLOURS,
+    MARKERS,
+    legend_below,
+    mean_line,
+    new_figure,
+    plain_axes,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _SCOPE_NAMES: tuple[tuple[Scope, str], ...] = (("encoder", "DP on the encoder"), ("whole", "DP on the whole model"))
@@ -42,7 +49,7 @@ def privacy_utility(points: Sequence[Point]) -> Figure:
         ax = figure.add_subplot(1, 2, position + 1)
         for (scope, name), colour, marker in zip(_SCOPE_NAMES, COLOURS, MARKERS, strict=False):
             found = [(p.epsilon, v) for p in points if p.scope == scope and (v := _mean(p, measure)) is not None]
-            _line(ax, [(float(x), y) for x, y in found if x is not None], colour, marker, name)
+            mean_line(ax, [(float(x), y) for x, y in found if x is not None], colour, marker, name)
         without = [v for p in points if p.scope == "none" and (v := _mean(p, measure)) is not None]
         if without:
             ax.axhline(100 * float(np.mean(without)), color=BASELINE, linestyle=":", label="without DP")
@@ -67,10 +74,10 @@ def omega_curve(points: Sequence[Point]) -> Figure:
     for position, (label, measure) in enumerate(_PANELS):
         ax = figure.add_subplot(1, 2, position + 1)
         for task, colour, marker in zip(tasks, COLOURS, MARKERS, strict=False):
-            _line(ax, _of_task(known, task, measure), colour, marker, task)
+            mean_line(ax, _of_task(known, task, measure), colour, marker, task)
             if position == 1:
                 swap = _of_task(known, task, lambda point: point.swap)
-                _line(ax, swap, colour, marker, f"{task}, swap test", style="--")
+                mean_line(ax, swap, colour, marker, f"{task}, swap test", style="--")
         ax.axhline(0, color=BASELINE, linestyle=":") if position == 1 else None
         ax.set_xscale("symlog", linthresh=min(positive, default=1e-3))
         ax.set_xlabel("omega (weight of the dissimilarity term)")
@@ -98,15 +105,3 @@ def _of_task(points: Sequence[Point], task: str, measure: Measure) -> list[tuple
 def _mean(point: Point, measure: Measure) -> float | None:
     values = [value for task in point.tasks.values() if (value := measure(task)) is not None]
     return float(np.mean(values)) if values else None
-
-
-def _line(
-    ax: Axes, found: Sequence[tuple[float, float]], colour: str, marker: str, name: str, *, style: str = "-"
-) -> None:
-    if not found:
-        return
-    places = sorted({x for x, _ in found})
-    means = [100 * float(np.mean([y for x, y in found if x == place])) for place in places]
-    ax.plot(places, means, linestyle=style, color=colour, marker=marker, markersize=5, label=name)
-    if len(found) > len(places):
-        ax.scatter([x for x, _ in found], [100 * y for _, y in found], s=9, color=colour, alpha=0.6, zorder=3)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -42,9 +44,25 @@ def plain_axes(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def legend_below(figure: Figure, ax: Axes) -> None:
-    """One legend for all panels; it may take several lines."""
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        columns = min(len(labels), 4)
+def legend_below(figure: Figure, *axes: Axes) -> None:
+    """One legend for all panels, of what is in any of these; it may take several lines."""
+    named: dict[str, Artist] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if named:
+        handles, labels, columns = list(named.values()), list(named), min(len(named), 4)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def mean_line(
+    ax: Axes, found: Sequence[tuple[float, float]], colour: str, marker: str, name: str, *, style: str = "-"
+) -> None:
+    """Fractions as %, through the mean of each place; where a place has several, each has its dot."""
+    if not found:
+        return
+    places = sorted({x for x, _ in found})
+    means = [100 * fmean(y for x, y in found if x == place) for place in places]
+    ax.plot(places, means, linestyle=style, color=colour, marker=marker, markersize=5, label=name)
+    if len(found) > len(places):
+        ax.scatter([x for x, _ in found], [100 * y for _, y in found], s=9, color=colour, alpha=0.6, zorder=3)

@@ -10,11 +10,13 @@ from orchestrator.evaluation.comparison import Point
 from orchestrator.evaluation.document import Figures
 from orchestrator.evaluation.evaluation import Evaluation
 from orchestrator.evaluation.examples import Examples, picture_rows
+from orchestrator.evaluation.figures.bits import bits_curve, has_bits_curve
 from orchestrator.evaluation.figures.curves import has_epsilon_curve, has_omega_curve, omega_curve, privacy_utility
 from orchestrator.evaluation.figures.leakage import leakage_heatmap
-from orchestrator.evaluation.figures.pictures import SplitPoint, quality_by_split, reconstruction_grid
+from orchestrator.evaluation.figures.pictures import SplitPoint, feature_rows, quality_by_split, reconstruction_grid
 from orchestrator.evaluation.figures.projection import task_projection
 from orchestrator.evaluation.leakage import TaskFeatures
+from orchestrator.evaluation.reconstruction.collect import ENCODER
 from orchestrator.report.figure import picture_of
 from orchestrator.report.page import Picture
 
@@ -103,6 +105,17 @@ def _reconstruction(
                 alt="A row of test images, and below it for each encoder a row of the images that were got back.",
             )
         )
+    if rows := feature_rows(evaluation.reconstruction, but=ENCODER):
+        found.append(
+            drawn.add(
+                "reconstruction_by_task",
+                reconstruction_grid(rows, data_set=evaluation.subject.data_name, allow_people=True),
+                title="Images got back from what tenants receive",
+                caption="What the best attacker made of each task's feature, above the mean image of the class that "
+                "the task's own head names.",
+                alt="A row of test images, and below it two rows for each task.",
+            )
+        )
     splits = [split for point in points if (split := _split_point(point)) is not None]
     if len({(split.split_index, split.epsilon) for split in splits}) > 1:
         found.append(
@@ -145,6 +158,19 @@ def _curves(drawn: Drawn, points: Sequence[Point]) -> tuple[Picture, ...]:
                 caption="Each task's accuracy, what the best attacker reads (whole lines), and what the swap test "
                 "finds (dashed), over what needs no feature.",
                 alt="Two panels over omega: own accuracy, and the excess of attackers and of the swap test.",
+            )
+        )
+    if has_bits_curve(points):
+        found.append(
+            drawn.add(
+                "bits",
+                bits_curve(points),
+                title="Over bits",
+                caption="Each task's own accuracy (black), and for each label that was not bought the best attacker "
+                "(whole lines), what no attacker exceeds (dashed: by capacity, for any images; crosses: by the "
+                "measured rate, for images like these), and what needs no feature (dotted). Right of the bar: features "
+                "that nothing bounds.",
+                alt="A panel for each task, over the bits of its feature: own accuracy, attackers, and their bounds.",
             )
         )
     return tuple(found)

@@ -46,6 +46,23 @@ def picture_row(report: ReconstructionReport, feature: str, attack: str, *, labe
     raise DataError(f"{attack} left no pictures of {feature!r}: it crashed, or n_examples was 0")
 
 
+def feature_rows(report: ReconstructionReport, *, but: str) -> list[PictureRow]:
+    """The input, and for each feature its best attacker above the mean image of the class that its head names.
+
+    ``but`` is a feature that is left out. Empty where no pictures were kept, or nothing else was attacked.
+    """
+    rows = []
+    for row in report.rows:
+        if row.feature == but or report.originals is None:
+            continue
+        if row.best is not None:
+            rows.append(picture_row(report, row.feature, row.best.attack, label=row.feature))
+        if row.class_mean_examples is not None and row.class_mean is not None:
+            label = f"class mean, {row.feature}"
+            rows.append(PictureRow(label=label, images=row.class_mean_examples, ssim=row.class_mean.ssim))
+    return [PictureRow(label="input", images=report.originals), *rows] if rows and report.originals is not None else []
+
+
 def reconstruction_grid(rows: Sequence[PictureRow], *, data_set: str, allow_people: bool = False) -> Figure:
     """The input on top, then what attackers got back. Raises `PrivacyRefusal` where pictures may show people."""
     if not may_draw(data_set, allow_people=allow_people):

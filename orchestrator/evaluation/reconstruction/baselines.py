@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.evaluation.attacks.base import LabelArray
 from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
 from orchestrator.evaluation.reconstruction.base import ReconstructionInput, pixels
 
@@ -16,6 +17,19 @@ _CHUNK = 256
 def mean_image(data: ReconstructionInput, n: int) -> Tensor:
     """The same guess for ``n`` rows: the mean of the attacker's images."""
     return pixels(data.train_x).mean(dim=0, keepdim=True).expand(n, -1, -1, -1)
+
+
+def class_mean(data: ReconstructionInput, n: int, *, known: LabelArray, asked: LabelArray) -> Tensor:
+    """For each of the first ``n`` rows, the mean of the attacker's images that the task's head gives the same answer.
+
+    ``known`` (N,) are its answers for the attacker's rows, ``asked`` those for the test rows. No guess that follows
+    from the answer alone has less squared error, so what is better took more than the task from the feature. An answer
+    that the attacker never saw gets the mean image.
+    """
+    images, overall = pixels(data.train_x), mean_image(data, 1)[0]
+    answers = torch.from_numpy(known)
+    means = {int(k): images[answers == k].mean(dim=0) for k in answers.unique()}
+    return torch.stack([means.get(int(answer), overall) for answer in asked[:n]])
 
 
 def nearest_image(data: ReconstructionInput, n: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from orchestrator.catalog import Catalog
 from orchestrator.evaluation.attacks.base import LabelArray
+from orchestrator.evaluation.attacks.swap import head_logits
 from orchestrator.evaluation.collect import Published
 from orchestrator.evaluation.reconstruction.base import PixelNetwork
 from orchestrator.evaluation.reconstruction.suite import ShownFeature
@@ -48,7 +49,10 @@ def collect_shown(catalog: Catalog, published: Published, *, white_box: bool = T
         record, state, _ = catalog.load_task(published.encoder.version, task)
         module = build_module(ModuleConfig.from_json(dict(record.module_config)), seed=0)
         module.load_state_dict(dict(state))
-        shown[task] = ShownFeature(features=given.features, network=network(module), task=task)
+        answers = None
+        if given.head is not None and not given.spec.dense:
+            answers = {subset: head_logits(given.head, z).argmax(axis=1) for subset, z in given.features.items()}
+        shown[task] = ShownFeature(features=given.features, network=network(module), task=task, answers=answers)
     return Shown(
         shown=shown,
         images=published.images(SUBSETS),

@@ -53,6 +53,8 @@ class ReconstructionResult:
     scores: Scores | None = None
     mean_image: Scores | None = None
     """Of the mean image on the same rows."""
+    class_mean: Scores | None = None
+    """Of the mean image of the class that the task's own head names, on the same rows; None where there is no head."""
     recognised: tuple[Recognised, ...] = ()
     seconds: float = 0.0
     crashed: str | None = None
@@ -67,6 +69,13 @@ class ReconstructionResult:
             return math.nan
         return self.scores.ssim - self.mean_image.ssim
 
+    def over_class(self, measure: str) -> float:
+        """A measure above that of the class's mean image; NaN after a crash, or where there is none."""
+        if self.scores is None or self.class_mean is None:
+            return math.nan
+        above: float = getattr(self.scores, measure) - getattr(self.class_mean, measure)
+        return above
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return {
@@ -74,6 +83,7 @@ class ReconstructionResult:
             "seed": self.seed,
             "scores": None if self.scores is None else self.scores.to_json(),
             "mean_image": None if self.mean_image is None else self.mean_image.to_json(),
+            "class_mean": None if self.class_mean is None else self.class_mean.to_json(),
             "gain": jsonable(self.gain),
             "recognised": [recognised.to_json() for recognised in self.recognised],
             "seconds": self.seconds,
@@ -108,6 +118,10 @@ class ReconstructionSummary:
         """Mean SSIM above the mean image; NaN if all crashed."""
         return fmean(result.gain for result in self.completed) if self.completed else math.nan
 
+    def over_class(self, measure: str) -> float:
+        """Mean of a measure above the class's mean image; NaN if all crashed or there is none."""
+        return fmean(result.over_class(measure) for result in self.completed) if self.completed else math.nan
+
     def recognised(self, target: str) -> float:
         """Mean accuracy of the judge; NaN if all crashed."""
         values = [r.accuracy for result in self.completed for r in result.recognised if r.target == target]
@@ -120,6 +134,8 @@ class ReconstructionSummary:
             "attack": self.attack,
             **{measure: jsonable(self.mean(measure)) for measure in measures},
             "gain": jsonable(self.gain),
+            "psnr_over_class": jsonable(self.over_class("psnr")),
+            "ssim_over_class": jsonable(self.over_class("ssim")),
             "crashed": self.crashed,
             "results": [result.to_json() for result in self.results],
         }
@@ -151,6 +167,10 @@ class ReconstructionRow:
     """The best that any look-up among the attacker's images could give."""
     attacks: tuple[ReconstructionSummary, ...]
     targets: tuple[SemanticTarget, ...]
+    class_mean: Scores | None = None
+    """Of the mean of the attacker's images of the class that the task's own head names: what the task alone tells."""
+    class_mean_examples: ImageArray | None = field(default=None, repr=False, compare=False)
+    """(n, S, S, 3), where pictures were asked for. Never in `to_json`."""
 
     @property
     def best(self) -> ReconstructionSummary | None:
@@ -197,18 +217,25 @@ class ReconstructionRow:
             return f"{self.feature}: nothing was measured, every attack crashed"
         measured = (
             f"best attack {self.best.attack}: SSIM {self.best.mean('ssim'):.3f}, PSNR {self.best.mean('psnr'):.1f} dB "
-            f"(mean image {self.mean_image.ssim:.3f}, {self.mean_image.psnr:.1f} dB; "
+            f"(mean image {self.mean_image.ssim:.3f}, {self.mean_image.psnr:.1f} dB; {self._class_words}"
             f"nearest image {self.nearest_image.ssim:.3f}, {self.nearest_image.psnr:.1f} dB)"
         )
         if self.claim_obstacle is None:
             return f"{self.feature}: input obfuscated against these attackers; {measured}"
         return f"{self.feature}: {measured}; no claim of obfuscation: {self.claim_obstacle}"
 
+    @property
+    def _class_words(self) -> str:
+        if self.class_mean is None:
+            return ""
+        return f"mean image of the class {self.class_mean.ssim:.3f}, {self.class_mean.psnr:.1f} dB; "
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, derived numbers included."""
         return {
             "feature": self.feature,
             "mean_image": self.mean_image.to_json(),
+            "class_mean": None if self.class_mean is None else self.class_mean.to_json(),
             "nearest_image": self.nearest_image.to_json(),
             "attacks": [summary.to_json() for summary in self.attacks],
             "targets": [

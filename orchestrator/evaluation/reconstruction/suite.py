@@ -17,7 +17,7 @@ from orchestrator.errors import DataError, UnknownNameError
 from orchestrator.evaluation.attacks.base import FloatArray, LabelArray
 from orchestrator.evaluation.floors import label_floor, majority_rate
 from orchestrator.evaluation.reconstruction.base import ReconstructionInput, Reconstructor, pixels
-from orchestrator.evaluation.reconstruction.baselines import mean_image, nearest_image
+from orchestrator.evaluation.reconstruction.baselines import class_mean, mean_image, nearest_image
 from orchestrator.evaluation.reconstruction.budget import ReconstructionBudget
 from orchestrator.evaluation.reconstruction.judge import Judge, train_judge
 from orchestrator.evaluation.reconstruction.metrics import compare
@@ -43,6 +43,8 @@ class ShownFeature:
     """Pixels in [0, 1] to the feature (a `PixelNetwork`), for attackers who hold the weights."""
     task: str | None = None
     """Whose feature it is: its label sets the floor of every other target. None for the encoder's own output."""
+    answers: Mapping[str, LabelArray] | None = field(default=None, repr=False)
+    """Subset to (N,): the class that the task's own head names. None where there is no head, or no class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +163,7 @@ def _scored(
         seed=job.seed,
         scores=compare(images, originals, feature_map=feature_map),
         mean_image=compare(mean_image(data, n), originals),
+        class_mean=None if (guess := _class_mean(ground, job.feature, data, n)) is None else compare(guess, originals),
         recognised=_recognised(ground, job.feature, images),
         seconds=seconds,
         examples=_as_stored(images[:keep]) if keep else None,
@@ -202,16 +205,29 @@ def _attack_input(ground: _Ground, feature: str, seed: int) -> ReconstructionInp
     )
 
 
+def _class_mean(ground: _Ground, feature: str, data: ReconstructionInput, n: int) -> Tensor | None:
+    """None where no head answers."""
+    answers = ground.shown[feature].answers
+    if answers is None:
+        return None
+    rows = ground.budget.cut({subset: len(images) for subset, images in ground.images.items()}, data.seed)
+    return class_mean(data, n, known=rows.of(answers), asked=answers["test"][ground.test_rows])
+
+
 def _row(
     ground: _Ground, feature: str, results: Mapping[tuple[str, str], list[ReconstructionResult]]
 ) -> ReconstructionRow:
     data = _attack_input(ground, feature, ground.seed)
     originals = pixels(data.test_x)
     feature_map = None if ground.judge is None else ground.judge.features
+    guess = _class_mean(ground, feature, data, len(originals))
+    keep = ground.n_examples
     return ReconstructionRow(
         feature=feature,
         mean_image=compare(mean_image(data, len(originals)), originals, feature_map=feature_map),
         nearest_image=compare(nearest_image(data, len(originals)), originals, feature_map=feature_map),
+        class_mean=None if guess is None else compare(guess, originals, feature_map=feature_map),
+        class_mean_examples=None if guess is None or not keep else _as_stored(guess[:keep]),
         attacks=tuple(
             ReconstructionSummary(attack=attack.name, results=tuple(results[feature, attack.name]))
             for attack in ground.budget.attacks
@@ -262,6 +278,8 @@ def _check(
         for feature, given in shown.items():
             if (got := len(given.features.get(subset, ()))) != n:
                 raise DataError(f"{got} {subset} features of {feature!r} but {n} images")
+            if given.answers is not None and (got := len(given.answers.get(subset, ()))) != n:
+                raise DataError(f"{got} {subset} answers of the head of {feature!r} but {n} images")
         for target, by_subset in labels.items():
             if target not in n_classes:
                 raise UnknownNameError("target", target, n_classes)

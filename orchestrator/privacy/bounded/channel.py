@@ -57,6 +57,17 @@ class ChannelConfig:
             )
 
     @property
+    def side(self) -> int:
+        """H and W, where the cells are a square map. Raises `ConfigError` where they cannot be one."""
+        side = math.isqrt(self.cells)
+        if side**2 != self.cells:
+            raise ConfigError(
+                f"the cells of a bounded feature are a square map, so there may be 1, 4, 9, 16 ... of them, got "
+                f"{self.cells}"
+            )
+        return side
+
+    @property
     def bits_per_cell(self) -> float:
         """Capacity of one vector, (d / 2) log2(1 + 1 / tau^2)."""
         return _bits(self.dimensions, self.noise)

@@ -10,6 +10,7 @@ section 7), so that nothing is estimated by sampling but the mean over images. A
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -82,23 +83,28 @@ class MixturePrior:
         return bits
 
 
-def rate_bound(s: NDArray[np.floating], tau: float, prior: MixturePrior) -> RateBound:
+def rate_bound(s: NDArray[np.floating], tau: float, prior: MixturePrior | Sequence[MixturePrior]) -> RateBound:
     """R over held-out vectors (N, D), or maps (N, D, H, W), whose cells are bounded one by one and summed.
 
+    ``prior`` is of every cell, or one for each, row by row: their product is a density of the whole map.
     Raises `DataError` for fewer than 2 images, other shapes, or values that are not finite.
     """
     from scipy.stats import t
 
     _check_tau(tau)
     s_NDHW: Array = np.asarray(s, dtype=np.float64)
-    d = prior.means_KD.shape[1]
+    priors = [prior] if isinstance(prior, MixturePrior) else list(prior)
+    d = priors[0].means_KD.shape[1]
     if s_NDHW.ndim not in {2, 4} or s_NDHW.shape[1] != d or len(s_NDHW) < 2 or not np.isfinite(s_NDHW).all():
         raise DataError(
             f"a rate is measured on at least 2 finite vectors (N, {d}) or maps (N, {d}, H, W), got shape {s_NDHW.shape}"
         )
     n = len(s_NDHW)
-    cells_MD: Array = np.moveaxis(s_NDHW.reshape(n, d, -1), 1, 2).reshape(-1, d)
-    bits_N = prior.kl_bits(cells_MD, tau).reshape(n, -1).sum(1)
+    cells_NDL: Array = s_NDHW.reshape(n, d, -1)
+    if len(priors) not in {1, cells_NDL.shape[2]}:
+        raise DataError(f"{len(priors)} priors for {cells_NDL.shape[2]} cells: give one for each, or one for all")
+    of_cells = priors * cells_NDL.shape[2] if len(priors) == 1 else priors
+    bits_N = np.sum([prior.kl_bits(cells_NDL[..., cell], tau) for cell, prior in enumerate(of_cells)], axis=0)
     mean = float(bits_N.mean())
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(bits_N.std(ddof=1)) / math.sqrt(n)
     return RateBound(
@@ -108,7 +114,8 @@ def rate_bound(s: NDArray[np.floating], tau: float, prior: MixturePrior) -> Rate
         n=n,
         assumption=(
             "images are drawn as the held-out ones were, independently, and none of these was used to fit the prior or "
-            "the feature; says nothing of images of another kind, for which the capacity bound holds"
+            "the feature; there are enough of them for Student's t; says nothing of images of another kind, for which "
+            "the capacity bound holds"
         ),
     )
 

@@ -56,6 +56,17 @@ def ask(guard, step, gradient, labels, **changed) -> bool:
     return guard.accepts(message(gradient, step, **changed), contract=CONTRACT, step=step, labels=labels)
 
 
+def test_of_a_map_only_shape_and_norm_are_looked_at():
+    """No two maps are the same label, so there is nothing for the gradients to agree with."""
+    guard = GradientGuard(GuardConfig())
+    maps = np.random.default_rng(0).integers(0, 256, (64, 1, 4, 4))
+    assert all(ask(guard, step, blind_gradient(maps, step), maps) for step in range(12))
+    assert not ask(guard, 12, 1e6 * blind_gradient(maps, 12), maps)
+    assert "has norm" in guard.quarantined["left"]
+    blind = GradientGuard(GuardConfig())
+    assert not all(ask(blind, step, blind_gradient(labels_of(step), step), labels_of(step)) for step in range(12))
+
+
 # -- one gradient at a time ----------------------------------------------------------------------------------------
 
 

@@ -8,18 +8,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from evaluations import encoder_record, guarantee, task_record
 from tiny import BOUNDED_NETWORK, TINY_NETWORK
 
 from orchestrator import release
 from orchestrator.assembly import SessionPlan
 from orchestrator.checkpoint import weights_hash
-from orchestrator.errors import ConfigError
+from orchestrator.errors import BitBudgetExceededError, ConfigError
 from orchestrator.local import LocalConsumer, LocalProducer
-from orchestrator.privacy.bounded.channel import RELEASE_STEP
-from orchestrator.privacy.bounded.keyed_noise import NoiseKey
+from orchestrator.privacy.bounded.bit_ledger import BitLedger
+from orchestrator.privacy.bounded.channel import RELEASE_STEP, ChannelConfig, power_normalise
+from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
-from orchestrator.release import NoisePlan
+from orchestrator.release import NoisePlan, PublishedRelease
 from orchestrator.session import Session
+from tasks.spec import TaskSpec
 
 CHANNEL, BOUNDED = BOUNDED_NETWORK.channel, BOUNDED_NETWORK
 
@@ -197,14 +200,85 @@ def test_bounded_features_without_noise_and_noise_without_them_are_refused(tiny_
         dataclasses.replace(tiny_plan, noise=NoisePlan(key=key_path, run="a"))
 
 
-def test_a_dense_task_is_refused_for_now(bounded_plan):
-    spec = dataclasses.replace(bounded_plan.data.specs["left"], head="segmentation")
-    data = dataclasses.replace(bounded_plan.data, specs={**bounded_plan.data.specs, "left": spec})
-    with pytest.raises(ConfigError, match="for classification so far, and left is none"):
-        dataclasses.replace(bounded_plan, data=data)
+def dense_plan(plan: SessionPlan) -> SessionPlan:
+    """Its one task is to draw the image's brightness, through 4 cells of 2 numbers."""
+    data = plan.data
+    spec = TaskSpec(name="left", target="left", shape=(1, 4, 4), head="map", loss="mse", metrics=("psnr",))
+    side = data.images.shape[1] // 4
+    grey = data.images.reshape(len(data.images), 4, side, 4, side, 3).mean(axis=(2, 4, 5)).round().astype(np.int64)
+    labels = {"left": {subset: grey[rows][:, None] for subset, rows in data.rows.items()}}
+    channel = ChannelConfig(dimensions=2, noise=0.3, cells=4)
+    return dataclasses.replace(
+        plan,
+        data=dataclasses.replace(data, specs={"left": spec}, labels=labels),
+        network=dataclasses.replace(BOUNDED, channel=channel),
+        config=dataclasses.replace(plan.config, epochs=40),
+    )
+
+
+def test_a_map_is_learned_through_cells_each_of_which_has_its_own_noise(bounded_plan):
+    plan = dense_plan(bounded_plan)
+    session = open_session(plan)
+    producer = session.producer.producer
+    z = session.producer.evaluation_features("test")["left"].result().features
+    with torch.no_grad():
+        s = producer._evaluate(producer._source.subset("test", 0, len(z)))["left"].numpy()
+    assert z.shape[1:] == (2, 2, 2) == plan.shape
+    noise = (z - s) / plan.channel.noise
+    assert noise.std() == pytest.approx(1, abs=0.15)
+    together = np.corrcoef(noise.reshape(len(z), -1), rowvar=False)[np.triu_indices(8, k=1)]
+    assert np.abs(together).max() < 5 / np.sqrt(len(z)), "cells that shared noise would give it away by a difference"
+    reports = session.run()
+    assert reports[-1].losses["left"] < 0.7 * reports[0].losses["left"]
+    assert reports[-1].validation["left"].metrics["psnr"] > reports[0].validation["left"].metrics["psnr"] + 1
+
+
+def test_more_cells_than_the_encoder_s_map_has_are_refused_before_anything_starts(bounded_plan):
+    channel = ChannelConfig(dimensions=2, noise=0.3, cells=10_000)
+    with pytest.raises(ConfigError, match="10000 vectors an image do not fit"):
+        dataclasses.replace(bounded_plan, network=dataclasses.replace(BOUNDED, channel=channel))
 
 
 def test_a_key_that_others_may_read_is_refused(bounded_plan, key_path):
     key_path.chmod(0o644)
     with pytest.raises(ConfigError, match="may be read by others"):
         LocalProducer(bounded_plan)
+
+
+def published_release(kind: str | None) -> PublishedRelease:
+    bounded = dataclasses.replace(guarantee(), channel=CHANNEL, epochs=2, noise_kind=kind)
+    return PublishedRelease.of(encoder_record(), task_record("pose", promise=bounded), NoiseKey.generate())
+
+
+IMAGES = ImageDigests.of(np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3))
+
+
+@pytest.mark.parametrize("kind", ["keyed", None])
+def test_a_keyed_release_asked_for_again_is_the_same_bytes_and_free(kind, tmp_path):
+    made, s = published_release(kind), power_normalise(torch.ones(3, CHANNEL.dimensions))[:, :, None, None]
+    first, again = made.noisy(s, IMAGES), made.noisy(s, IMAGES)
+    assert first.numpy().tobytes() == again.numpy().tobytes()
+    with BitLedger(tmp_path / "bits.db") as ledger:
+        ledger.set_limit("tenant", "pose", 4 * CHANNEL.bits_per_image)
+        assert made.charge(ledger, tenant="tenant", images=IMAGES) == pytest.approx(3 * CHANNEL.bits_per_image)
+        assert made.charge(ledger, tenant="tenant", images=IMAGES) == 0.0
+
+
+def test_a_fresh_release_has_other_noise_each_time_and_is_charged_each_time(tmp_path):
+    made, s = published_release("fresh"), power_normalise(torch.ones(3, CHANNEL.dimensions))[:, :, None, None]
+    draws = torch.stack([made.noisy(s, IMAGES) for _ in range(400)])
+    assert not torch.equal(draws[0], draws[1])
+    assert draws.std(0).mean().item() == pytest.approx(CHANNEL.noise, rel=0.05)
+    torch.testing.assert_close(draws.mean(0), s, rtol=0, atol=5 * CHANNEL.noise / math.sqrt(400))
+    with BitLedger(tmp_path / "bits.db") as ledger:
+        ledger.set_limit("tenant", "pose", 7 * CHANNEL.bits_per_image)
+        for _ in range(2):
+            assert made.charge(ledger, tenant="tenant", images=IMAGES) == pytest.approx(3 * CHANNEL.bits_per_image)
+        with pytest.raises(BitBudgetExceededError):
+            made.charge(ledger, tenant="tenant", images=IMAGES)
+        assert ledger.spent("tenant", "pose") == pytest.approx(6 * CHANNEL.bits_per_image)
+
+
+def test_a_feature_that_nothing_bounds_has_no_such_release():
+    with pytest.raises(ConfigError, match="nothing bounds the feature of 'pose'"):
+        PublishedRelease.of(encoder_record(), task_record("pose"), NoiseKey.generate())

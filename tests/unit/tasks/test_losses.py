@@ -24,9 +24,18 @@ def test_cross_entropy_is_one_value_per_example():
     assert loss_function("cross_entropy")(logits, targets).tolist() == pytest.approx(expected)
 
 
+def test_errors_of_maps_are_one_value_per_example():
+    maps, targets = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
+    maps[0, 0, 0, 0], maps[1] = 1.0, 0.5
+    assert loss_function("mse")(maps, targets).tolist() == [0.25, 0.25]
+    assert loss_function("l1")(maps, targets).tolist() == [0.25, 0.5]
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_per_example_gradients_by_torch_func_are_those_of_batches_of_one(name, batch):
     x, weight, targets = batch
+    if name in {"mse", "l1"}:
+        targets = torch.eye(3)[targets]
     loss = loss_function(name)
 
     def one(w, x_1, y_1):

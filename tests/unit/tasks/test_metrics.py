@@ -99,6 +99,19 @@ def test_a_logit_that_is_not_finite_makes_every_metric_nan(bad):
     assert all(math.isnan(value) for value in compute_metrics(spec(3), logits, targets).values())
 
 
+def test_maps_are_measured_as_numbers_of_0_to_1():
+    dense = TaskSpec(name="t", target="t", shape=(1, 2, 2), levels=5, head="map", metrics=("psnr", "mean_error"))
+    labels = np.array([0, 1, 2, 4]).reshape(1, 1, 2, 2).repeat(2, axis=0)
+    answers = labels / 4
+    answers[1] += 0.1
+    exact = compute_metrics(dense, answers[:1], labels[:1])
+    assert exact == pytest.approx({"psnr": 100.0, "mean_error": 0.0})
+    assert compute_metrics(dense, answers[1:], labels[1:]) == pytest.approx({"psnr": 20.0, "mean_error": 0.1})
+    assert compute_metrics(dense, answers, labels)["psnr"] == pytest.approx(60.0), "a mean of the images'"
+    answers[0, 0, 0, 0] = np.nan
+    assert all(map(math.isnan, compute_metrics(dense, answers, labels).values()))
+
+
 def test_nothing_to_measure_is_nan():
     result = compute_metrics(spec(2), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
     assert list(result) == ["accuracy", "balanced_accuracy", "auc"]

@@ -247,6 +247,20 @@ def test_a_target_that_has_no_classes_is_refused_before_anything_runs(world, cha
         evaluate((features, labels, other), run=lambda function, jobs: pytest.fail("ran"))
 
 
+def test_the_feature_of_a_task_that_answers_with_a_map_is_attacked_and_has_no_label_of_its_own(world):
+    features, labels, specs = world
+    dense = TaskSpec(name="d", target="d", shape=(1, 2, 2), head="map", loss="mse", metrics=("psnr",))
+    given = {"d": dataclasses.replace(features["a"], spec=dense), "b": features["b"]}
+    report = evaluate((given, labels, specs), budget=dataclasses.replace(LINEAR, collusion=LINEAR.attacks))
+    row = report.row("d", "b")
+    assert row.leak == pytest.approx(1.0, abs=0.01)
+    assert row.floor.accuracy == pytest.approx(row.chance), "no label of its own gives anything away"
+    assert report.own["d"] is None
+    together = next(row for row in report.collusion if row.feature == "d + b" and row.target == "a")
+    alone = report.row("b", "a")
+    assert together.floor == alone.floor, "of the other's label alone"
+
+
 def shared_secret(world):
     """Task a's feature holds a random share, b's the share that makes s of it; each alone is a coin toss."""
     features, labels, specs = world

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.errors import NonFiniteFeatureError
-from orchestrator.models.bounded_vector import BoundedVector
+from orchestrator.errors import ConfigError, NonFiniteFeatureError
+from orchestrator.models.bounded_vector import BoundedMap, BoundedVector
 from orchestrator.models.modules import MODULES, ModuleConfig, build_module
 from orchestrator.network import BoundedNetworkConfig, NetworkConfig
 from orchestrator.privacy.bounded.channel import ChannelConfig
@@ -65,6 +65,30 @@ def test_a_vector_behind_a_one_by_one_map_still_depends_on_it(channels):
 def test_other_images_in_the_batch_change_nothing():
     module, x = BoundedVector(8, 4), maps(6, 8, 8, 8)
     torch.testing.assert_close(module(x)[2:3], module(x[2:3]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "side"), [((64, 16, 16), 4), ((128, 8, 8), 8), ((6, 4, 4), 2), ((512, 2, 2), 2)])
+def test_every_cell_of_a_map_has_power_d_for_any_weights(shape, side):
+    channel = ChannelConfig(dimensions=3, noise=0.5, cells=side**2)
+    config = ModuleConfig(kind="identity", channels=shape[0], channel=channel)
+    module = build_module(config, seed=0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(100 * maps(*parameter.shape, seed=parameter.numel()))
+    s = module(maps(5, *shape))
+    assert config.feature_shape(shape) == tuple(s.shape[1:]) == (3, side, side)
+    torch.testing.assert_close(s.square().sum(1), torch.full((5, side, side), 3.0), rtol=1e-5, atol=0)
+
+
+def test_other_images_in_the_batch_change_nothing_of_a_map():
+    module, x = BoundedMap(8, 4, 2), maps(6, 8, 8, 8)
+    torch.testing.assert_close(module(x)[2:3], module(x[2:3]), rtol=1e-5, atol=1e-5)
+
+
+def test_more_cells_than_the_map_has_places_are_refused():
+    channel = ChannelConfig(dimensions=3, noise=0.5, cells=64)
+    with pytest.raises(ConfigError, match="64 vectors an image do not fit a map of 4x4: use at most 16 cells"):
+        ModuleConfig(channels=64, channel=channel).feature_shape((64, 4, 4))
 
 
 def test_a_module_that_has_diverged_says_so():

@@ -9,6 +9,7 @@ from torch import nn
 from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.models.heads import HeadConfig, build_head
 from orchestrator.privacy.dp import refuse_unsafe
+from tasks.spec import TaskSpec
 
 
 def config(**changes: object) -> HeadConfig:
@@ -56,9 +57,34 @@ def test_the_backbone_head_takes_maps_of_any_size():
     assert head(torch.zeros(2, 128, 5, 7)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "backbone"])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 4, 4), (64, 16, 16)])
+def test_the_map_head_answers_at_the_resolution_of_the_task_whatever_that_of_the_feature(shape):
+    spec = TaskSpec(name="t", target="t", shape=(3, 6, 8), head="map", loss="mse", metrics=("psnr",))
+    made = HeadConfig.for_task(spec, kind="mlp", backbone="resnet18", split_index=5, feature_shape=shape)
+    head = build_head(made, seed=0)
+    z = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert head(z).shape == (2, 3, 6, 8)
+    head(z)[0].sum().backward()
+    assert z.grad[0].abs().sum() > 0 and z.grad[1].abs().sum() == 0
+    refuse_unsafe(head)
+
+
+def test_a_task_with_classes_gets_the_head_that_was_asked_for():
+    spec = TaskSpec(name="t", target="t", classes=("a", "b"))
+    made = HeadConfig.for_task(spec, kind="mlp", backbone="resnet18", split_index=6, feature_shape=(4, 1, 1))
+    assert made == config(kind="mlp", n_outputs=2, feature_shape=(4, 1, 1))
+    assert "answer_size" not in made.to_json()
+
+
+@pytest.mark.parametrize("change", [{"kind": "map"}, {"answer_size": (4, 4)}, {"kind": "map", "answer_size": (0, 4)}])
+def test_a_head_and_an_answer_that_do_not_go_together_are_refused(change):
+    with pytest.raises(ConfigError, match=r"do not go together|cannot answer"):
+        config(**change)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "backbone", "map"])
 def test_a_configuration_survives_json_and_builds_the_same_head(kind):
-    original = config(kind=kind)
+    original = config(kind=kind, answer_size=(4, 4) if kind == "map" else None)
     again = HeadConfig.from_json(json.loads(json.dumps(original.to_json())))
     assert again == original
     one, two = build_head(original, seed=3).state_dict(), build_head(again, seed=3).state_dict()
@@ -102,7 +128,7 @@ def test_a_head_that_could_not_be_built_is_refused(change, words):
 
 
 def test_unknown_kinds_and_backbones_are_refused_with_the_known_ones():
-    with pytest.raises(UnknownNameError, match="no head named 'tree'; known: backbone, linear, mlp"):
+    with pytest.raises(UnknownNameError, match="no head named 'tree'; known: backbone, linear, map, mlp"):
         config(kind="tree")
     with pytest.raises(UnknownNameError, match="no backbone named 'vgg'"):
         config(backbone="vgg")

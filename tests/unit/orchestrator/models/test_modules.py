@@ -34,7 +34,7 @@ def test_a_configuration_that_was_published_before_there_were_channels_still_loa
         ({"channels": "8"}, "expected int"),
         ({"channels": 8, "channel": {"dimensions": 4, "noise": 0.0}}, "noise of a bounded feature"),
         ({"channels": 8, "channel": {"dimensions": 4, "noise": 0.5, "power": 2}}, "unknown key.*power"),
-        ({"channels": 8, "channel": {"dimensions": 4, "noise": 0.5, "cells": 4}}, "cannot be trained yet"),
+        ({"channels": 8, "channel": {"dimensions": 4, "noise": 0.5, "cells": 6}}, "a square map"),
     ],
 )
 def test_json_with_anything_but_the_known_keys_and_types_is_refused(data, words):

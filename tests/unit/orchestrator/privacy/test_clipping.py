@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError, PrivacyRefusal
+from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy import clipping, layer_gradients
 from orchestrator.privacy.accounting import Accountant
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.clipping import ClippedGradients, PartClip
 from orchestrator.privacy.dp import PrivateStep
 from orchestrator.privacy.engines import engine_for
@@ -186,6 +188,36 @@ def test_an_encoder_is_updated_as_by_opacus(k):
     clip = float(norms(micro_batches(network, x, dz)).median())
     theirs = taken(network, x, dz, kind=PerExampleHooks, clip=clip, expected=3.5)
     assert_same(taken(network, x, dz, clip=clip, expected=3.5), theirs)
+
+
+CHANNELS = {"vector": ChannelConfig(dimensions=4, noise=0.5), "map": ChannelConfig(dimensions=3, noise=0.5, cells=4)}
+
+
+def bounded_module(channel, side):
+    """A module that ends in a bounded vector or map, its inputs, and gradients of very different sizes."""
+    network = build_module(ModuleConfig(channels=8, channel=channel), seed=0)
+    x = randn(4, 8, side, side, seed=1)
+    with torch.no_grad():
+        dz = randn(*network(x).shape, seed=2) * torch.tensor([0.1, 1.0, 10.0, 100.0]).view(-1, 1, 1, 1)
+    return network, x, dz, float(norms(micro_batches(network, x, dz)).median())
+
+
+@pytest.mark.parametrize("side", [16, 4, 2])
+@pytest.mark.parametrize("channel", CHANNELS.values(), ids=CHANNELS)
+def test_the_module_of_a_bounded_feature_is_clipped_as_its_micro_batches_of_one_are(channel, side):
+    network, x, dz, clip = bounded_module(channel, side)
+    rows = micro_batches(network, x, dz)
+    assert (norms(rows) > clip).any() and (norms(rows) < clip).any()
+    assert_same(taken(network.double(), x.double(), dz.double(), clip=clip), clipped_sums(rows, clip), rtol=1e-10)
+
+
+@pytest.mark.parametrize("side", [16, 4])
+@pytest.mark.parametrize("channel", CHANNELS.values(), ids=CHANNELS)
+def test_the_module_of_a_bounded_feature_is_updated_as_by_opacus(channel, side):
+    network, x, dz, clip = bounded_module(channel, side)
+    theirs = taken(network, x, dz, kind=PerExampleHooks, clip=clip, expected=3.5)
+    assert_same(taken(network, x, dz, clip=clip, expected=3.5), theirs, rtol=1e-4)
+    assert not layers_without_rule(network), "none is left to Opacus"
 
 
 def test_a_frozen_bias_or_weight_has_no_part_in_the_norm():

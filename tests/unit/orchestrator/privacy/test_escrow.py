@@ -25,8 +25,8 @@ def sealed_labels(labels=LABELS, n_classes=7):
     return seal_labels(labels, task="smile", subset="train", key=KEY.public_key("smile"), n_classes=n_classes)
 
 
-def opened(sealed, key=KEY, task="smile", subset="train"):
-    return open_labels(sealed, key, task=task, subset=subset)
+def opened(sealed, key=KEY, task="smile", subset="train", shape=()):
+    return open_labels(sealed, key, task=task, subset=subset, shape=shape)
 
 
 @settings(deadline=None, max_examples=40)
@@ -84,6 +84,20 @@ def test_a_ciphertext_does_not_go_with_another_sealings_key():
     one, two = sealed_labels(), sealed_labels()
     with pytest.raises(ProtocolError, match="cannot be opened"):
         opened(dataclasses.replace(one, ciphertext=two.ciphertext, nonce=two.nonce))
+
+
+def test_maps_are_sealed_as_they_are_and_opened_in_their_shape_alone():
+    maps = np.random.default_rng(0).integers(0, 256, (5, 1, 3, 4))
+    names = {"task": "smile", "subset": "train", "key": KEY.public_key("smile")}
+    sealed = seal_labels(maps, **names, n_classes=256, shape=(1, 3, 4))
+    assert len(sealed.ciphertext) == maps.size + 12 + 16, "a byte a place"
+    np.testing.assert_array_equal(opened(sealed, shape=(1, 3, 4)), maps)
+    with pytest.raises(ProtocolError, match="do not hold 5 labels"):
+        opened(sealed)
+    with pytest.raises(ProtocolError, match="do not hold 5 labels"):
+        opened(sealed, shape=(1, 4, 4))
+    with pytest.raises(DataError, match=r"labels must be \(N, 3, 4\) of int64"):
+        seal_labels(maps, **names, n_classes=256, shape=(3, 4))
 
 
 def test_the_ciphertext_shows_nothing_of_the_labels():

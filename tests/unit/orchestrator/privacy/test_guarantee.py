@@ -240,7 +240,7 @@ def test_statements_of_bounded_tasks_survive_json_and_older_ones_still_load():
     again = Guarantee.from_json(json.loads(json.dumps(bounded(made()).to_json())))
     assert again == bounded(made())
     older = made().to_json()
-    assert not {"channel", "epochs"} & set(older)
+    assert not {"channel", "epochs", "noise_kind"} & set(older)
     assert Guarantee.from_json(older) == made()
     with pytest.raises(ConfigError, match="noise of a bounded feature"):
         Guarantee.from_json({**bounded(made()).to_json(), "channel": {"dimensions": 4, "noise": 0.0, "cells": 1}})
@@ -248,3 +248,16 @@ def test_statements_of_bounded_tasks_survive_json_and_older_ones_still_load():
         Guarantee.from_json({**bounded(made()).to_json(), "epochs": "10"})
     with pytest.raises(ConfigError, match="comes with the epochs"):
         replace(made(), channel=ChannelConfig(dimensions=4, noise=0.5))
+
+
+def test_what_asking_again_gives_is_said_as_it_is():
+    keyed, fresh = (replace(bounded(made()), noise_kind=kind) for kind in ("keyed", "fresh"))
+    for older_or_keyed in (keyed, bounded(made())):
+        assert "Asking again for the same image gives the same noise" in older_or_keyed.statement()
+    assert "Asking again" not in fresh.statement()
+    assert "whoever asks n times for the same image is told up to n times 4.65 bits" in fresh.statement()
+    assert Guarantee.from_json(json.loads(json.dumps(fresh.to_json()))) == fresh
+    with pytest.raises(ConfigError, match="keyed or fresh, got 'none'"):
+        replace(bounded(made()), noise_kind="none")
+    with pytest.raises(ConfigError, match="keyed or fresh"):
+        replace(made(), noise_kind="keyed")

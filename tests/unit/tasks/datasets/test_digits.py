@@ -42,10 +42,17 @@ def test_every_task_follows_from_the_digit(digits):
         "digit": [str(d) for d in range(10)],
     }
     truth = load_digits().target
-    assert list(digits.specs) == list(expected)
+    assert list(digits.specs) == [*expected, "thumbnail"]
     for task, names in expected.items():
         classes = digits.spec(task).classes
         assert [classes[k] for k in digits.task_labels(task)] == [names[d] for d in truth]
+
+
+def test_a_thumbnail_is_the_scan_itself_in_grey(digits):
+    spec, labels = digits.spec("thumbnail"), digits.task_labels("thumbnail")
+    assert spec.dense and labels.shape == (1797, *spec.shape) == (1797, 1, 16, 16)
+    assert (labels.min(), labels.max()) == (0, spec.levels - 1) == (0, 255)
+    assert np.array_equal(labels[:, 0], digits.images[..., 0]), "images of 16 pixels a side are enlarged the same way"
 
 
 def test_labels_are_int64(digits):

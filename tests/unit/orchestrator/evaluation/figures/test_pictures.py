@@ -1,5 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from evaluations import reconstruction
 from PIL import Image
 
 from orchestrator.errors import DataError, PrivacyRefusal
@@ -7,6 +10,7 @@ from orchestrator.evaluation.figures.drawing import save_figure
 from orchestrator.evaluation.figures.pictures import (
     PictureRow,
     SplitPoint,
+    feature_rows,
     may_draw,
     quality_by_split,
     reconstruction_grid,
@@ -37,6 +41,20 @@ def test_the_grid_shows_every_picture_as_it_is(rows):
     np.testing.assert_array_equal(np.stack(drawn).reshape(3, 4, 8, 8, 3), np.stack([row.images for row in rows]))
     labels = [ax.get_ylabel() for ax in figure.axes[::4]]
     assert labels == ["input", "k=5, without DP\nSSIM 0.50", "k=5, epsilon 8\nSSIM 0.50"]
+
+
+def test_each_task_s_pictures_stand_above_its_class_mean_and_the_encoder_s_are_elsewhere():
+    inputs = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    whole = reconstruction(examples=inputs // 2, originals=inputs)
+    mean = dataclasses.replace(whole.rows[0].mean_image, ssim=0.4)
+    pose = dataclasses.replace(whole.rows[0], feature="pose", class_mean=mean, class_mean_examples=inputs // 3)
+    both = dataclasses.replace(whole, rows=(*whole.rows, pose))
+    found = feature_rows(both, but="encoder")
+    assert [(row.label, row.ssim) for row in found] == [("input", None), ("pose", 0.93), ("class mean, pose", 0.4)]
+    for row, images in zip(found, (inputs, inputs // 2, inputs // 3), strict=True):
+        np.testing.assert_array_equal(row.images, images)
+    assert feature_rows(whole, but="encoder") == []
+    assert feature_rows(dataclasses.replace(both, originals=None), but="encoder") == []
 
 
 def test_pictures_that_may_show_people_are_drawn_only_where_that_was_allowed(rows):

@@ -165,6 +165,60 @@ def test_a_task_s_own_label_is_no_target_of_its_feature_and_sets_the_floor_of_th
     assert [(target.target, target.baseline) for target in row.targets] == [("twin", 1.0)]
 
 
+def test_the_class_mean_is_the_mean_of_the_attackers_images_that_got_the_same_answer(ground):
+    images, labels, _ = ground
+    given = shown(images, task="colour", answers=labels["colour"])
+    budget = dataclasses.replace(BUDGET, attacks=(Copying(), Blind()), judge=None)
+    report = evaluate_reconstruction(given, images, {}, {}, budget=budget, seed=0, n_examples=60)
+    row = report.rows[0]
+    test, rows = report.originals, budget.cut({s: len(x) for s, x in images.items()}, 0).of(labels["colour"])
+    known = budget.cut({s: len(x) for s, x in images.items()}, 0).of(images)
+    guess = np.stack([known[rows == k].mean(axis=0) for k in brightness(test)])
+    np.testing.assert_allclose(row.class_mean_examples, guess, atol=1)
+    squared = np.square((guess - test) / 255).mean(axis=(1, 2, 3))
+    assert row.class_mean.psnr == pytest.approx(-10 * np.log10(squared).mean(), abs=0.02)
+    copying, blind = row.attacks
+    assert copying.over_class("ssim") == pytest.approx(1 - row.class_mean.ssim)
+    assert blind.over_class("psnr") == pytest.approx(row.mean_image.psnr - row.class_mean.psnr)
+    assert f"mean image of the class {row.class_mean.ssim:.3f}" in row.sentence
+    written = json.loads(json.dumps(report.to_json()))["rows"][0]
+    assert written["class_mean"]["psnr"] == row.class_mean.psnr
+    assert written["attacks"][0]["ssim_over_class"] == pytest.approx(1 - row.class_mean.ssim)
+    names = [cells[1] for cells in reconstruction_sheet(report).rows]
+    assert names == ["mean image", "class mean", "nearest image", "copying", "blind"]
+
+
+def test_of_a_feature_that_is_only_the_answer_no_decoder_makes_more_than_the_class_mean(ground):
+    images, labels, _ = ground
+
+    def one_hot(x):
+        return np.eye(3, dtype=np.float32)[brightness(x)][:, :, None, None]
+
+    budget = dataclasses.replace(BUDGET, judge=None)
+    found = {
+        name: evaluate_reconstruction(
+            shown(images, encode, task="colour", answers=labels["colour"]), images, {}, {}, budget=budget, seed=0
+        ).rows[0]
+        for name, encode in {"answer": one_hot, "image": mixed}.items()
+    }
+    assert found["answer"].best.over_class("psnr") < 0.1
+    assert found["image"].best.over_class("psnr") > 3, "and it shows where a feature keeps more"
+
+
+def test_an_answer_that_the_attacker_never_saw_gets_the_mean_image(ground):
+    images, labels, _ = ground
+    odd = {**labels["colour"], "test": np.full(len(images["test"]), 7)}
+    budget = dataclasses.replace(BUDGET, attacks=(Blind(),), judge=None)
+    row = evaluate_reconstruction(shown(images, answers=odd), images, {}, {}, budget=budget, seed=0).rows[0]
+    assert row.class_mean == row.mean_image
+
+
+def test_without_a_head_there_is_no_class_mean(ground):
+    row = evaluate(ground, budget=dataclasses.replace(BUDGET, attacks=(Blind(),)), labelled=False).rows[0]
+    assert row.class_mean is None and "class" not in row.sentence
+    assert row.to_json()["class_mean"] is None and row.to_json()["attacks"][0]["ssim_over_class"] is None
+
+
 def test_a_crash_is_reported_as_a_crash_and_not_as_privacy(ground):
     budget = dataclasses.replace(BUDGET, attacks=(Crashing(),), seeds=3)
     row = evaluate(ground, budget=budget, labelled=False).row("encoder")
@@ -258,6 +312,7 @@ def test_the_judge_answers_the_same_for_the_same_seed(ground):
         (lambda s, x, y, k: (s, {n: v for n, v in x.items() if n != "test"}, y, k), DataError, "lack the subset test"),
         (lambda s, x, y, k: (s, {**x, "test": x["test"][:5]}, y, k), DataError, "60 test features of 'encoder' but 5"),
         (lambda s, x, y, k: (s, x, y, {}), UnknownNameError, "'colour'"),
+        (lambda s, x, y, k: (shown(x, answers={}), x, y, k), DataError, "0 attacker answers of the head of 'encoder'"),
         (
             lambda s, x, y, k: (s, x, {"colour": y["colour"] | {"test": y["colour"]["test"][:1]}}, k),
             DataError,

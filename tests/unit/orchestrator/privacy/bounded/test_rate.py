@@ -53,6 +53,18 @@ def test_a_mixture_by_class_is_tighter_than_one_gaussian_and_than_capacity():
     assert "held-out" in by_class.assumption
 
 
+def test_a_density_of_its_own_for_each_cell_is_tighter_and_still_above_the_truth():
+    """Two cells, each sure of itself: 0 bits, which a density that both share cannot see."""
+    s = np.tile(np.array([[1.0, -1.0]])[:, None], (500, 2, 1)).reshape(500, 2, 1, 2)
+    y = np.zeros(500, dtype=np.int64)
+    each = [MixturePrior.fit(s[..., 0, cell], y, tau=0.5) for cell in range(2)]
+    shared = MixturePrior.fit(np.concatenate([s[..., 0, 0], s[..., 0, 1]]), np.zeros(1000, dtype=np.int64), tau=0.5)
+    assert rate_bound(s, 0.5, each).bits == pytest.approx(0.0, abs=1e-6)
+    assert rate_bound(s, 0.5, shared).bits > 1
+    with pytest.raises(DataError, match="3 priors for 2 cells"):
+        rate_bound(s, 0.5, [*each, each[0]])
+
+
 @pytest.mark.parametrize("tau", [0.3, 1.0, 3.0])
 def test_the_closed_form_is_above_the_divergence_to_the_mixture(tau):
     """-log sum pi exp(-KL) against the divergence itself, by 200,000 draws."""

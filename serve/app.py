@@ -1,0 +1,267 @@
+"""The Ray Serve shell: one app per task, and an optional app per encoder.
+
+Plain classes do the work (`serve.service`, `serve.model`); what is here is batching, health and arguments. A replica is
+made from plain values, loads everything itself, and refuses to start as another version than the one it is to be.
+"""
+
+import asyncio
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import numpy as np
+import torch
+from fastapi import FastAPI
+from ray import serve as ray_serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from orchestrator.catalog import Catalog
+from orchestrator.errors import CheckpointError, NonFiniteFeatureError
+from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
+from orchestrator.runs.noise import noise_key_path
+from serve.api import build_api
+from serve.arguments import CatalogArgs, EncoderArgs, ReplicaArgs, TaskArgs, VersionArgs
+from serve.leakage import measured
+from serve.metrics import RayMeter
+from serve.model import EncoderFeatures, EncoderModel, Features, ModuleModel
+from serve.service import Lane, Lanes, TaskService
+from serve.streams import FeatureStore
+from serve.tenants.gate import Gate
+from tasks.datasets.table import ImageArray
+
+ENDPOINT: Final = "Endpoint"
+"""Name of every task app's deployment."""
+ENCODER: Final = "Encoder"
+_STUCK_S: Final = 60.0
+"""A batch that takes longer has not only many images."""
+_REMEMBERED: Final = 256
+"""u of so many images, while the other tasks ask for it too."""
+
+T = TypeVar("T")
+
+
+class Worker:
+    """The one thread of a replica that computes, and since when it has been at it."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._since: float | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, computed in that thread."""
+
+        def timed() -> T:
+            self._since = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._since = None
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
+
+    def check(self) -> None:
+        """Raise where it has been at one batch for too long: Serve then replaces the replica."""
+        since = self._since
+        if since is not None and time.monotonic() - since > _STUCK_S:
+            raise RuntimeError(f"a batch has been computing for more than {_STUCK_S:g} s")
+
+
+class TaskEndpoint:
+    """One task's replica: E and g_i, or g_i alone behind a shared encoder."""
+
+    def __init__(self, args: TaskArgs, encoders: dict[str, str] | None = None) -> None:
+        """``encoders``: name of the app of each shared encoder, by version."""
+        catalog = _open(args.source)
+        self._worker, self._modules = Worker(), list[ModuleModel]()
+        self._encoders: list[EncoderModel | DeploymentHandle[Any]] = []
+        lanes = [self._lane(catalog, args, version, encoders) for version in args.versions()]
+        key = noise_key_path(Path(args.source.storage), args.source.catalog)
+        self._store = FeatureStore(Path(args.streams) / f"{args.task}.db", args.ring())
+        self._gate = Gate(Path(args.registry))
+        self._service = TaskService(
+            args.task,
+            Lanes(current=lanes[0], canary=lanes[1] if lanes[1:] else None, share=args.share),
+            store=self._store,
+            gate=self._gate,
+            meter=RayMeter(),
+            noise_key=NoiseKey.load(key) if any(module.release for module in self._modules) or key.exists() else None,
+            limits=args.limits(),
+            leakage={
+                version.version: measured(Path(version.evaluation), args.task)
+                for version in args.versions()
+                if version.evaluation is not None
+            },
+        )
+        _set_batching(self._batched, args.replicas)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self._service)
+
+    def check_health(self) -> None:
+        """Whether the stream can be read and nothing is stuck."""
+        self._store.bounds()
+        self._worker.check()
+
+    def identity(self) -> dict[str, Any]:
+        """Which process this is, and what it serves: for the operator, by handle only."""
+        versions = {lane.version: share for lane, share in self._service.lanes.shares()}
+        return {"pid": os.getpid(), "task": self._service.task, "versions": versions}
+
+    def _lane(self, catalog: Catalog, args: TaskArgs, version: VersionArgs, encoders: dict[str, str] | None) -> Lane:
+        source, place = args.source, len(self._modules)
+        module = ModuleModel.load(
+            catalog,
+            version.encoder_version,
+            args.task,
+            storage=Path(source.storage),
+            device=source.device,
+            arithmetic=source.arithmetic,
+        )
+        if module.card.version != version.version:
+            raise CheckpointError(
+                f"task {args.task!r} of encoder {version.encoder_version} is {module.card.version} in the catalog, "
+                f"and {version.version} is to be served"
+            )
+        self._modules.append(module)
+        if encoders is None:
+            encoder: EncoderModel | DeploymentHandle[Any] = EncoderModel.load(
+                catalog, version.encoder_version, device=source.device, arithmetic=source.arithmetic
+            )
+        else:
+            encoder = ray_serve.get_deployment_handle(ENCODER, app_name=encoders[version.encoder_version])
+        self._encoders.append(encoder)
+
+        async def infer(pixels: ImageArray, digest: bytes) -> Features:
+            given: ImageArray | EncoderFeatures = pixels
+            if isinstance(encoder, DeploymentHandle):
+                given = await encoder.encode.remote(pixels, digest)
+            found: Any = await self._batched((place, given, digest))
+            if isinstance(found, Exception):
+                raise found
+            return cast("Features", found)
+
+        return Lane(module=module, infer=infer)
+
+    @ray_serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)
+    async def _batched(self, jobs: list[tuple[int, Any, bytes]]) -> list[Any]:
+        return await self._worker.run(lambda: self._computed(jobs))
+
+    def _computed(self, jobs: list[tuple[int, Any, bytes]]) -> list[Any]:
+        found: list[Any] = [None] * len(jobs)
+        for place in {job[0] for job in jobs}:
+            of_place = [i for i, job in enumerate(jobs) if job[0] == place]
+            results = self._features(place, [jobs[i] for i in of_place])
+            for i, z in zip(of_place, results, strict=True):
+                found[i] = z
+        return found
+
+    def _features(self, place: int, jobs: Sequence[tuple[int, Any, bytes]]) -> list[Any]:
+        """One feature, or error, a job."""
+        module, encoder = self._modules[place], self._encoders[place]
+        given, digests = np.stack([job[1] for job in jobs]), ImageDigests(tuple(job[2] for job in jobs))
+        try:
+            u = encoder.encode(given) if isinstance(encoder, EncoderModel) else given
+            return list(module.features(u, digests))
+        except NonFiniteFeatureError as error:
+            if len(jobs) == 1:
+                return [error]
+            return [z for job in jobs for z in self._features(place, [job])]
+
+    def __del__(self) -> None:
+        for name in ("_store", "_gate"):
+            if (opened := getattr(self, name, None)) is not None:
+                opened.close()
+
+
+class SharedEncoder:
+    """E for all tasks of an encoder: an image that is sent to several of them is encoded once."""
+
+    def __init__(self, args: EncoderArgs) -> None:
+        catalog, source = _open(args.source), args.source
+        self._encoder = EncoderModel.load(
+            catalog, args.encoder_version, device=source.device, arithmetic=source.arithmetic
+        )
+        self._worker = Worker()
+        self._known: OrderedDict[bytes, asyncio.Future[EncoderFeatures]] = OrderedDict()
+        self._encoded = 0
+        _set_batching(self._batched, args.replicas)
+
+    async def encode(self, pixels: ImageArray, digest: bytes) -> EncoderFeatures:
+        """(C, H, W) of one image, from memory if another task just asked."""
+        if digest not in self._known:
+            self._known[digest] = asyncio.ensure_future(self._batched(pixels))
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        future = self._known[digest]
+        try:
+            return await asyncio.shield(future)
+        except BaseException:
+            if future.done():
+                self._known.pop(digest, None)
+            raise
+
+    def encoded(self) -> int:
+        """Images that went through the network so far: for the operator, by handle only."""
+        return self._encoded
+
+    def check_health(self) -> None:
+        """Whether nothing is stuck."""
+        self._worker.check()
+
+    @ray_serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)
+    async def _batched(self, images: list[ImageArray]) -> list[EncoderFeatures]:
+        self._encoded += len(images)
+        return list(await self._worker.run(lambda: self._encoder.encode(np.stack(images))))
+
+
+def task_app(args: TaskArgs) -> Application:
+    """What a Serve config names as ``serve.app:task_app``."""
+    encoders = None
+    if args.shared_encoder:
+        encoders = {
+            v.encoder_version: encoder_app_name(args.source.catalog, v.encoder_version) for v in args.versions()
+        }
+    app: Application = (
+        ray_serve.deployment(name=ENDPOINT)(ray_serve.ingress()(TaskEndpoint))
+        .options(**args.replicas.options())
+        .bind(args, encoders)
+    )
+    return app
+
+
+def encoder_app(args: EncoderArgs) -> Application:
+    """What a Serve config names as ``serve.app:encoder_app``."""
+    app: Application = ray_serve.deployment(name=ENCODER)(SharedEncoder).options(**args.replicas.options()).bind(args)
+    return app
+
+
+def task_app_name(task: str) -> str:
+    """Of a task's app in Serve."""
+    return f"task-{task}"
+
+
+def encoder_app_name(catalog: str, encoder_version: str) -> str:
+    """Of a shared encoder's app in Serve."""
+    return f"encoder-{catalog}-{encoder_version}"
+
+
+def route_of(task: str) -> str:
+    """Below which a task answers."""
+    return f"/tasks/{task}"
+
+
+def _open(source: CatalogArgs) -> Catalog:
+    """The catalog; the process computes with so many threads from now on."""
+    torch.set_num_threads(source.threads)
+    return Catalog(source.tracking_uri, source.catalog)
+
+
+def _set_batching(batched: Any, replicas: ReplicaArgs) -> None:
+    """Of a method under `ray.serve.batch`."""
+    batched.set_max_batch_size(replicas.max_batch)
+    batched.set_batch_wait_timeout_s(replicas.batch_wait_s)

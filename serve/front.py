@@ -1,0 +1,38 @@
+"""What answers below no served task: the same as a task that is somebody else's."""
+
+import asyncio
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from serve.problems import no_such_task, problem_of, response_to
+from serve.tenants.gate import Gate, Verb
+
+_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+
+
+def build_front(gate: Gate) -> FastAPI:
+    """The app at the root, behind every task's: admitted or not, there is nothing."""
+    front = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @front.api_route("/{path:path}", methods=_METHODS)
+    async def nothing(request: Request, path: str) -> Response:
+        task = path.split("/")[1] if path.startswith("tasks/") else ""
+        verb = verb_of(request)
+        try:
+            admission = await asyncio.to_thread(gate.admit, request.headers.get("authorization"), task=task, verb=verb)
+            problem = no_such_task()
+            await asyncio.to_thread(gate.audit, admission, task=task, verb=verb, outcome=problem.status)
+        except Exception as error:
+            problem = problem_of(error)
+        return response_to(problem)
+
+    return front
+
+
+def verb_of(request: Request) -> Verb:
+    """Of a request that no route took: what it would have needed, so that it is refused as one that a route took."""
+    if request.method == "POST":
+        return "publish"
+    return "read" if request.url.path.endswith(("/features", "/features/latest", "/stream")) else "metadata"

@@ -1,0 +1,317 @@
+"""What one task's endpoint does, whatever carries HTTP and whatever runs the network: admit, infer, charge, release.
+
+Nothing is released before it is charged, and nothing is done before the gate has admitted it. Calls of the gate and of
+the store wait for a disk, so they run in threads.
+
+Axes: N features, C channels, H and W.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.errors import DataError
+from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey, release_digests
+from serve.codec import CodecError, Encoding, Precision, compress, encode, media_type, negotiate
+from serve.model import MAX_PIXELS, ModuleModel
+from serve.ports import Infer, Meter
+from serve.problems import Problem, busy, no_such_task
+from serve.streams import FeatureStore, StoredFeature, VersionTerms
+from serve.tenants.gate import Admission, Gate, Verb
+
+STREAM_TYPE: Final = "application/x-safetensors-stream"
+LATEST: Final = "latest"
+"""Another word for no version in particular."""
+_POLL_S: Final = 0.05
+"""How often a waiting reader looks at the store: another replica may have published."""
+_LENGTH_BYTES: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceLimits:
+    """What one request may cost."""
+
+    max_body_bytes: int = 8 << 20
+    """Of an encoded image."""
+    max_pixels: int = MAX_PIXELS
+    """Of the image in it."""
+    body_s: float = 10.0
+    """In which a body must have come."""
+    infer_s: float = 20.0
+    """In which its feature must be there."""
+    max_inflight: int = 64
+    """Images at once in one replica; the next ones are told to come again."""
+    max_page: int = 64
+    """Features in one body."""
+    max_page_bytes: int = 32 << 20
+    """Of these features, as float32."""
+    max_wait_s: float = 20.0
+    """For which a reader may wait for the next feature."""
+    stream_s: float = 30.0
+    """After which a stream ends, to be asked for again."""
+    heartbeat_s: float = 5.0
+    """Between two signs of life on a stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lane:
+    """One version that answers."""
+
+    module: ModuleModel
+    infer: Infer
+
+    @property
+    def version(self) -> str:
+        """Its name."""
+        return self.module.card.version
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lanes:
+    """The version that is served, and perhaps another one that a share of the images is tried on."""
+
+    current: Lane
+    canary: Lane | None = None
+    share: float = 0.0
+    """Of images that go to the canary, between 0 and 1."""
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.share <= 1, "checked where it is set"
+
+    def lane_of(self, image: bytes) -> Lane:
+        """By its bytes: the same file always goes the same way, in every replica, so it is not told in two versions."""
+        if self.canary is None:
+            return self.current
+        place = int.from_bytes(hashlib.sha256(b"canary" + image).digest()[:8], "big") / 2**64
+        return self.canary if place < self.share else self.current
+
+    def all(self) -> tuple[Lane, ...]:
+        """Both."""
+        return (self.current,) if self.canary is None else (self.current, self.canary)
+
+    def shares(self) -> tuple[tuple[Lane, float], ...]:
+        """Each with its share of the images."""
+        if self.canary is None:
+            return ((self.current, 1.0),)
+        return (self.current, 1 - self.share), (self.canary, self.share)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """In which form a client takes its answer."""
+
+    precision: Precision
+    encoding: Encoding
+
+    @classmethod
+    def of(cls, accept: str, accept_encoding: str) -> Form:
+        """Of the request's headers. Raises `Problem` 406."""
+        try:
+            precision, encoding = negotiate(accept, accept_encoding)
+        except CodecError as error:
+            raise Problem(HTTPStatus.NOT_ACCEPTABLE, "nothing that is accepted is here", str(error)) from None
+        return cls(precision=precision, encoding=encoding)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """A body of features of one version."""
+
+    body: bytes = field(repr=False)
+    form: Form
+    version: str
+    first: int
+    last: int
+    features: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        headers = {"Content-Type": media_type(self.form.precision), "X-Feature-Version": self.version}
+        return headers if self.form.encoding == "identity" else {**headers, "Content-Encoding": self.form.encoding}
+
+
+class TaskService:
+    """The endpoint of one task. Its methods raise `Problem`, `Refused`, or what `problem_of` makes of an error."""
+
+    def __init__(
+        self,
+        task: str,
+        lanes: Lanes,
+        *,
+        store: FeatureStore,
+        gate: Gate,
+        meter: Meter,
+        noise_key: NoiseKey | None = None,
+        limits: ServiceLimits = ServiceLimits(),
+        leakage: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``leakage`` is what was measured, by version; ``noise_key`` belongs to bounded features, of any version."""
+        self.task, self.lanes, self.limits, self.meter = task, lanes, limits, meter
+        self._store, self._gate, self._key, self._leakage = store, gate, noise_key, leakage or {}
+        self._inflight = 0
+        for lane in lanes.all():
+            store.remember(_terms(lane.module))
+
+    async def admit(self, authorization: str | None, verb: Verb, *, features: int = 0) -> Admission:
+        """Let a request in. Raises `Refused`."""
+        return await asyncio.to_thread(self._gate.admit, authorization, task=self.task, verb=verb, features=features)
+
+    async def audit(self, admission: Admission, verb: Verb, outcome: int, detail: str = "") -> None:
+        """Write down what came of it."""
+        await asyncio.to_thread(self._gate.audit, admission, task=self.task, verb=verb, outcome=outcome, detail=detail)
+
+    # -- publishing ----------------------------------------------------------------------------------------------------
+
+    async def publish(self, admission: Admission, form: Form, receive: Callable[[], Awaitable[bytes]]) -> Page:
+        """The feature of the image that ``receive`` gives, appended to the stream."""
+        if self._inflight >= self.limits.max_inflight:
+            raise busy()
+        self._inflight += 1
+        try:
+            image = await receive()
+            return await self._published(admission, form, image)
+        finally:
+            self._inflight -= 1
+
+    async def _published(self, admission: Admission, form: Form, image: bytes) -> Page:
+        lane = self.lanes.lane_of(image)
+        pixels, digest = await asyncio.to_thread(self._decoded, lane, image)
+        z = None
+        if lane.module.release is not None:
+            # What is sampled once is not sampled again: the last digit of s may differ from one batch to another.
+            z = await asyncio.to_thread(self._store.find, lane.version, digest)
+        if z is None:
+            try:
+                async with asyncio.timeout(self.limits.infer_s):
+                    z = await lane.infer(pixels, digest)
+            except TimeoutError:
+                raise busy() from None
+        return await asyncio.to_thread(self._append, admission, form, lane, digest, z)
+
+    def _decoded(self, lane: Lane, image: bytes) -> tuple[NDArray[np.uint8], bytes]:
+        try:
+            pixels = lane.module.pixels(image, max_pixels=self.limits.max_pixels)
+        except DataError as error:
+            title = "the body is no image that can be used"
+            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, title, str(error)) from None
+        return pixels, ImageDigests.of(pixels[None]).sha256[0]
+
+    def _append(self, admission: Admission, form: Form, lane: Lane, digest: bytes, z_CHW: NDArray[np.float32]) -> Page:
+        # The producer's own device has the image: it is told nothing, so no bits are spent. Readers spend them.
+        admission.charge((), lane.version, None, False, 1)
+        now_ms = int(time.time() * 1000)
+        (sequence,) = self._store.append(lane.version, [digest], z_CHW[None])
+        stored = StoredFeature(sequence=sequence, time_ms=now_ms, version=lane.version, image=digest, z=z_CHW)
+        return self._released(admission, form, [stored])
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def latest(self, admission: Admission, form: Form, version: str | None) -> Page | None:
+        """The newest feature; None if there is none."""
+        return await asyncio.to_thread(self._latest, admission, form, version)
+
+    async def after(
+        self, admission: Admission, form: Form, *, sequence: int, limit: int, wait_s: float, version: str | None
+    ) -> Page | None:
+        """The next features after a number, of one version; None if none has come within ``wait_s``."""
+        deadline = time.monotonic() + min(wait_s, self.limits.max_wait_s)
+        while True:
+            page = await asyncio.to_thread(self._after, admission, form, sequence, limit, version)
+            if page is not None or time.monotonic() >= deadline:
+                return page
+            await asyncio.sleep(_POLL_S)
+
+    async def check_version(self, version: str | None) -> None:
+        """Raise `Problem` for a version that never was, before the first byte of a stream is out."""
+        await asyncio.to_thread(self._checked, version)
+
+    async def stream(
+        self, admission: Admission, form: Form, *, sequence: int, version: str | None
+    ) -> AsyncIterator[bytes]:
+        """Length-prefixed bodies as features come, and empty ones as signs of life; ends by itself."""
+        ends, beat = time.monotonic() + self.limits.stream_s, time.monotonic()
+        while (now := time.monotonic()) < ends:
+            page = await asyncio.to_thread(self._after, admission, form, sequence, self.limits.max_page, version)
+            if page is not None:
+                sequence = page.last
+            elif now - beat < self.limits.heartbeat_s:
+                await asyncio.sleep(_POLL_S)
+                continue
+            else:
+                await asyncio.to_thread(admission.recheck)
+            body = b"" if page is None else page.body
+            beat = now
+            yield len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+    def _latest(self, admission: Admission, form: Form, version: str | None) -> Page | None:
+        found = self._store.latest(self._checked(version))
+        return None if found is None else self._charged(admission, form, [found])
+
+    def _after(self, admission: Admission, form: Form, sequence: int, limit: int, version: str | None) -> Page | None:
+        found = self._store.after(sequence, min(limit, self.limits.max_page), self._checked(version))
+        fitting = max(1, self.limits.max_page_bytes // max(1, found[0].z.nbytes)) if found else 0
+        return self._charged(admission, form, found[:fitting]) if found else None
+
+    def _charged(self, admission: Admission, form: Form, found: Sequence[StoredFeature]) -> Page:
+        """What is about to be told to a tenant, after it is booked."""
+        terms = self._store.terms(found[0].version)
+        digests: Sequence[bytes] = ()
+        if terms.bits is not None:
+            assert self._key is not None and terms.noise_version is not None, "a bounded version has a noise key"
+            images = ImageDigests(tuple(feature.image for feature in found))
+            digests = release_digests(
+                self._key, tenant=admission.tenant, task=self.task, version=terms.noise_version, images=images
+            )
+        admission.charge(digests, terms.version, terms.bits, False, len(found))
+        return self._released(admission, form, found)
+
+    def _released(self, admission: Admission, form: Form, found: Sequence[StoredFeature]) -> Page:
+        oldest, _ = self._store.bounds()
+        first, last, version = found[0].sequence, found[-1].sequence, found[0].version
+        arrays: dict[str, NDArray[Any]] = {
+            "z": np.stack([feature.z for feature in found]),
+            "sequence": np.array([feature.sequence for feature in found], np.int64),
+            "time_ms": np.array([feature.time_ms for feature in found], np.int64),
+        }
+        metadata = {"task": self.task, "version": version, "last": str(last), "oldest": str(oldest)}
+        body = compress(encode(arrays, precision=form.precision, metadata=metadata), form.encoding)
+        self.meter.released(
+            tenant=admission.tenant, task=self.task, version=version, features=len(found), size_bytes=len(body)
+        )
+        return Page(body=body, form=form, version=version, first=first, last=last, features=len(found))
+
+    # -- saying what it is ---------------------------------------------------------------------------------------------
+
+    def metadata(self, version: str | None = None) -> dict[str, Any]:
+        """What a tenant is told of a version that is served: the current one, or the canary by its name."""
+        for lane, share in self.lanes.shares():
+            if version in {None, LATEST, lane.version}:
+                return {**lane.module.card.to_json(), "share": share, "leakage": self._leakage.get(lane.version)}
+        raise no_such_task()
+
+    def _checked(self, version: str | None) -> str | None:
+        """None for any. A version that never was looks like a task that is not there."""
+        if version is None or version == LATEST:
+            return None
+        if not self._store.knows(version):
+            raise no_such_task()
+        return version
+
+
+def _terms(module: ModuleModel) -> VersionTerms:
+    release = module.release
+    return VersionTerms(
+        version=module.card.version,
+        bits=None if release is None else release.channel.bits_per_image,
+        noise_version=None if release is None else release.noise_version,
+    )
