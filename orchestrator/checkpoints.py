@@ -77,6 +77,19 @@ class Checkpoints:
             )
         return None
 
+    def at(self, step: int) -> dict[str, Any]:
+        """The state after that step. Raises `CheckpointError` if it is not there, not whole, or of another training."""
+        path = self._path(step)
+        if not path.exists():
+            raise CheckpointError(
+                f"there is no state after step {step} in {self.folder}: it was removed, or never kept"
+            )
+        saved = load_state(path, kind=self.kind)
+        if saved.get("identity") != self.identity:
+            raise CheckpointError(f"{path} belongs to another training: start anew, in another folder")
+        state: dict[str, Any] = saved["state"]
+        return state
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:0{_DIGITS}d}"
 

@@ -24,6 +24,7 @@ from orchestrator.wire import (
     FeatureBatch,
     FeatureGradient,
     HeadWeights,
+    IdArray,
     PublicKey,
     SealedLabels,
     TaskOffer,
@@ -51,7 +52,15 @@ class Consumer:
     A step is applied once: ``learn`` with the step that was applied last is answered from memory.
     """
 
-    def __init__(self, offer: TaskOffer, config: ConsumerConfig, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        offer: TaskOffer,
+        config: ConsumerConfig,
+        *,
+        device: torch.device | None = None,
+        key: TenantKey | None = None,
+    ) -> None:
+        """``key``: to which the labels are sealed; None makes one that dies with this consumer."""
         self._offer, self._config = offer, config
         self._device = device or torch.device("cpu")
         self._head_config = HeadConfig.for_task(
@@ -64,7 +73,7 @@ class Consumer:
         self._head = build_head(self._head_config, seed=derive_seed(config.seed, "head", self.task)).to(self._device)
         self._optimizer = config.optimiser.build(trainable(self._head))
         self._loss = loss_function(offer.spec.loss)
-        self._key = TenantKey.generate()
+        self._key = key or TenantKey.generate()
         self._labels: dict[str, NDArray[np.int64]] = {}
         self._last: FeatureGradient | None = None
         self._last_step = -1
@@ -95,8 +104,18 @@ class Consumer:
         self._last = FeatureGradient(contract=self._offer.contract, step=batch.step, gradient=gradient, loss=loss)
         return self._last
 
-    def evaluate(self, batch: FeatureBatch, *, chunk: int = 256) -> EvaluationReport:
+    def evaluate(self, batch: FeatureBatch) -> EvaluationReport:
         """The task's metrics on one whole subset."""
+        return self.report(batch.subset, batch.example_ids, self.logits(batch))
+
+    def report(self, subset: str, example_ids: IdArray, logits: NDArray[np.float32]) -> EvaluationReport:
+        """The task's metrics of these (B, n_outputs) logits or (B, C, H, W) maps, which may have been computed part by part."""
+        labels = self._labels_of(subset, example_ids)
+        metrics = compute_metrics(self._offer.spec, logits, labels)
+        return EvaluationReport(task=self.task, subset=subset, n_examples=len(labels), metrics=metrics)
+
+    def logits(self, batch: FeatureBatch, *, chunk: int = 256) -> NDArray[np.float32]:
+        """(B, n_outputs), or maps (B, C, H, W), of features that are only looked at."""
         self._check(batch)
         self._head.eval()
         with torch.no_grad():
@@ -104,9 +123,10 @@ class Consumer:
                 self._head(self._tensor(batch.features[i : i + chunk])).cpu().numpy()
                 for i in range(0, len(batch.example_ids), chunk)
             ]
-        labels = self._labels_of(batch)
-        metrics = compute_metrics(self._offer.spec, np.concatenate(logits), labels)
-        return EvaluationReport(task=self.task, subset=batch.subset, n_examples=len(labels), metrics=metrics)
+        if logits:
+            return np.concatenate(logits)
+        spec = self._offer.spec
+        return np.zeros((0, *(spec.label_shape or (spec.n_outputs,))), np.float32)
 
     def head(self) -> HeadWeights:
         """The head, for publication by the operator of a hosted tenant."""
@@ -135,10 +155,11 @@ class Consumer:
     def _step(self, batch: FeatureBatch) -> tuple[NDArray[np.float32], float]:
         self._head.train()
         z = self._tensor(batch.features).requires_grad_()
-        targets = torch.from_numpy(self._offer.spec.targets(self._labels_of(batch))).to(self._device)
+        labels = self._labels_of(batch.subset, batch.example_ids)
+        targets = torch.from_numpy(self._offer.spec.targets(labels)).to(self._device)
         loss = self._loss(self._head(z), targets).mean()
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(self.task, batch.step, float(loss))
+            raise NonFiniteLossError(self.task, batch.step, float(loss.detach()))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         set_learning_rate(self._optimizer, self._config.optimiser.learning_rate(batch.step, self._config.total_steps))
@@ -150,11 +171,11 @@ class Consumer:
         # A copy: what Ray hands over is a read-only view of memory that others share.
         return torch.tensor(features, device=self._device)
 
-    def _labels_of(self, batch: FeatureBatch) -> NDArray[np.int64]:
-        labels = self._labels[batch.subset]
-        if len(batch.example_ids) and (batch.example_ids.min() < 0 or batch.example_ids.max() >= len(labels)):
+    def _labels_of(self, subset: str, example_ids: IdArray) -> NDArray[np.int64]:
+        labels = self._labels[subset]
+        if len(example_ids) and (example_ids.min() < 0 or example_ids.max() >= len(labels)):
             raise ProtocolError(f"task {self.task!r} was sent an example id outside 0..{len(labels) - 1}")
-        return labels[batch.example_ids]
+        return labels[example_ids]
 
 
 def tuple_of_three(shape: tuple[int, ...]) -> tuple[int, int, int]:

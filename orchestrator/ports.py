@@ -136,8 +136,8 @@ class ConsumerPort(Protocol):
         """Measure the head, without changing it."""
         ...
 
-    def head(self) -> Pending[HeadWeights]:
-        """The head for publication; a remote tenant refuses."""
+    def head(self) -> Pending[HeadWeights | None]:
+        """The head for publication; None: the tenant keeps it to itself."""
         ...
 
     def state_dict(self) -> Pending[dict[str, Any]]:

@@ -78,6 +78,7 @@ class SessionOutcome:
     weights: dict[str, Any]
     """Of the producer's network."""
     heads: dict[str, HeadWeights]
+    """Of the tasks whose tenants are hosted; a remote one keeps its head to itself."""
     validation: dict[str, EvaluationReport]
     test: dict[str, EvaluationReport]
     quarantined: dict[str, str]
@@ -166,13 +167,17 @@ class Session:
         return self._surviving(
             lambda: SessionOutcome(
                 weights=self.producer.weights(),
-                heads={task: consumer.head().result() for task, consumer in self.live.items()},
+                heads=self._heads(),
                 validation=self.evaluate("validation"),
                 test=self.evaluate("test"),
                 quarantined=dict(self.quarantined),
                 state=self.state_dict(),
             )
         )
+
+    def _heads(self) -> dict[str, HeadWeights]:
+        heads = {task: consumer.head().result() for task, consumer in self.live.items()}
+        return {task: head for task, head in heads.items() if head is not None}
 
     def _to_next_stop(self) -> EpochReport | None:
         """Train until a state is kept; what the epoch did, if that was its end."""

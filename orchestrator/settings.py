@@ -306,6 +306,47 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteSettings:
+    """A tenant that trains its head in a process of its own, wherever that is; see `serve.edge.train`."""
+
+    remote: str | None = None
+    """HOST:PORT where the tenant's process finds this command; it is waited for. The tenant keeps its head, and the
+    task is published without one."""
+    remote_certificate: Path | None = None
+    """PEM file of the certificate for that address. Without one the connection is plain HTTP."""
+    remote_key: Path | None = None
+    """PEM file of the certificate's key."""
+    remote_patience_s: float = 600.0
+    """So many seconds may pass without a word of the tenant before it counts as lost."""
+    tenants: Path | None = None
+    """The tenants' registry, which says whose token may train what. Default: tenants.db in the storage folder."""
+
+    def __post_init__(self) -> None:
+        if not self.remote_patience_s > 0:
+            raise ConfigError(f"remote_patience_s must be > 0, got {self.remote_patience_s}")
+        if self.remote is None and (self.remote_certificate is not None or self.remote_key is not None):
+            raise ConfigError("--remote-certificate and --remote-key are of --remote HOST:PORT: give it, or leave them")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportHeadSettings:
+    """Write a published head as an ONNX file for the edge client, checked against the one in torch.
+
+    A tenant that trained its head elsewhere has it already: serve.edge.train writes the same kind of file.
+    """
+
+    task: Annotated[str, tyro.conf.Positional]
+    """The published task."""
+    data: str | None = None
+    """Names the catalog by its data set, where there are several."""
+    encoder_version: str = "latest"
+    """Which published encoder."""
+    out: Path | None = None
+    """The file to write. Default: heads/TASK-VERSION.onnx in the storage folder."""
+    runtime: Annotated[RuntimeSettings, _INLINE] = RuntimeSettings()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AddTaskSettings:
     """Add one task to a published encoder, without touching the tasks that are already there.
 
@@ -328,6 +369,7 @@ class AddTaskSettings:
     what the encoder cost. Without one, only the encoder is covered."""
     task_privacy: Annotated[TaskPrivacySettings, _INLINE] = TaskPrivacySettings()
     training: Annotated[SessionConfig, _INLINE] = SessionConfig()
+    remote: Annotated[RemoteSettings, _INLINE] = RemoteSettings()
     seed: int = 0
     """Of initial weights, batches and mirroring."""
     resume: bool = False

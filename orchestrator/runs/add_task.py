@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.assembly import SessionPlan
@@ -16,7 +17,7 @@ from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.noise import noise_plan
 from orchestrator.runs.observer import RunObserver
-from orchestrator.runs.opening import OpenData, open_data
+from orchestrator.runs.opening import NOBODY, OpenConsumer, OpenData, open_data
 from orchestrator.runs.phase_two import SessionResult, run_session
 from orchestrator.runs.private_modules import PART, spent_before, train_modules_first
 from orchestrator.runs.publishing import (
@@ -47,18 +48,37 @@ class AddOutcome:
     """None where an earlier process of this run had published the task before it died."""
 
 
-def add_task(settings: AddTaskSettings, *, catalog: Catalog, observer: RunObserver, run_id: str) -> AddOutcome:
+RemoteTenant = Callable[[str], OpenConsumer]
+"""From the name of a run, which is the same after a restart, to what opens its consumer."""
+
+
+def add_task(
+    settings: AddTaskSettings,
+    *,
+    catalog: Catalog,
+    observer: RunObserver,
+    run_id: str,
+    tenant: RemoteTenant | None = None,
+) -> AddOutcome:
     """Train ``settings.task`` against the frozen encoder and publish it.
 
-    It is never published without having been kept apart from every task that was there before it; see `publish_apart`.
+    ``tenant`` is one that trains its head elsewhere: the task is then published without a head. It is never published
+    without having been kept apart from every task that was there before it; see `publish_apart`.
     """
     with RunFolder.open("add", settings, settings.runtime, resume=settings.resume) as folder:
         folder.tracked_by(run_id)
-        return _add_task(settings, folder, catalog=catalog, observer=observer, run_id=run_id)
+        remote = NOBODY if tenant is None else {settings.task: tenant(folder.run)}
+        return _add_task(settings, folder, catalog=catalog, observer=observer, run_id=run_id, remote=remote)
 
 
 def _add_task(
-    settings: AddTaskSettings, folder: RunFolder, *, catalog: Catalog, observer: RunObserver, run_id: str
+    settings: AddTaskSettings,
+    folder: RunFolder,
+    *,
+    catalog: Catalog,
+    observer: RunObserver,
+    run_id: str,
+    remote: Mapping[str, OpenConsumer],
 ) -> AddOutcome:
     encoder, weights = catalog.encoder(folder.recall("encoder_version", settings.encoder_version))
     guarantee = guarantee_of(encoder, task_privacy=settings.task_privacy.dissimilarity)
@@ -100,7 +120,6 @@ def _add_task(
         Budget(opened.table, folder, settings.runtime).outside(without_noise([f"module and head of {settings.task}"]))
 
     def entries(session: SessionResult) -> list[TaskEntry]:
-        head = session.heads[settings.task]
         module_config = network.module_config(plan.data.image_size)
         return [
             task_entry(
@@ -108,8 +127,7 @@ def _add_task(
                 private=False,
                 module_config=module_config,
                 module_state=session.module_weights(settings.task),
-                head_config=head.config,
-                head_state=head.state,
+                head=session.heads.get(settings.task),
                 metrics=session.test[settings.task].metrics,
                 guarantee=with_bound(
                     guarantee,
@@ -132,6 +150,7 @@ def _add_task(
             settings.runtime,
             observer,
             checkpoints=folder.checkpoints("session", identity=plan.data.fingerprint),
+            remote=remote,
         ),
         encoder=encoder,
         entries=entries,
@@ -139,6 +158,7 @@ def _add_task(
         runtime=settings.runtime,
         observer=observer,
         run_id=run_id,
+        remote=remote,
     )
     return AddOutcome(
         encoder=encoder,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.assembly import SessionPlan
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.errors import PublishConflictError
 from orchestrator.runs.observer import RunObserver
+from orchestrator.runs.opening import NOBODY, OpenConsumer
 from orchestrator.runs.phase_two import SessionResult, run_session, with_epochs
 from orchestrator.runs.publishing import check_unpublished, fixed_modules
 from orchestrator.settings import RuntimeSettings
@@ -27,6 +28,7 @@ def publish_apart(
     runtime: RuntimeSettings,
     observer: RunObserver,
     run_id: str,
+    remote: Mapping[str, OpenConsumer] = NOBODY,
 ) -> tuple[list[TaskRecord], SessionResult]:
     """Publish what a session trained, by compare-and-swap.
 
@@ -53,7 +55,7 @@ def publish_apart(
                 with_epochs(plan, plan.config.epochs + plan.config.conflict_epochs),
                 fixed_modules=fixed_modules(catalog, encoder, published),
             )
-            session = run_session(plan, runtime, observer, state=session.state)
+            session = run_session(plan, runtime, observer, state=session.state, remote=remote)
             continue
         return records, session
     raise PublishConflictError(

@@ -164,6 +164,8 @@ def _digest(settings: Any) -> str:
     mapping = to_mapping(settings)
     for ignored in ("runtime", "resume"):
         mapping.pop(ignored, None)
+    if "remote" in mapping:  # where the tenant is may change, whether it is hosted may not
+        mapping["remote"] = "remote" in mapping["remote"]
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,9 +92,19 @@ def _pixels(image: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(image.tobytes()).digest()
 
 
+OpenConsumer = Callable[[TaskOffer, ConsumerConfig], ConsumerPort]
+NOBODY: Final[Mapping[str, OpenConsumer]] = MappingProxyType({})
+"""Of whom a session asks nothing over the network."""
+
+
 @contextmanager
-def open_parties(plan: SessionPlan, runtime: RuntimeSettings) -> Iterator[tuple[ProducerPort, list[ConsumerPort]]]:
-    """The producer and one hosted consumer a task, in this process or as actors; ended with the block."""
+def open_parties(
+    plan: SessionPlan, runtime: RuntimeSettings, *, remote: Mapping[str, OpenConsumer] = NOBODY
+) -> Iterator[tuple[ProducerPort, list[ConsumerPort]]]:
+    """The producer and one consumer a task, hosted in this process or as actors; ended with the block.
+
+    ``remote`` has what opens the consumer of a task whose tenant is elsewhere.
+    """
     tasks = list(plan.data.specs)
     opened: list[ProducerPort | ConsumerPort] = []
     try:
@@ -101,15 +113,12 @@ def open_parties(plan: SessionPlan, runtime: RuntimeSettings) -> Iterator[tuple[
         offers = producer.offers()
         consumers = []
         for task in tasks:
-            consumers.append(open_consumer(offers[task], plan.consumer_config(task)))
+            consumers.append(remote.get(task, open_consumer)(offers[task], plan.consumer_config(task)))
             opened.append(consumers[-1])
         yield producer, consumers
     finally:
         for party in opened:
             party.close()
-
-
-OpenConsumer = Callable[[TaskOffer, ConsumerConfig], ConsumerPort]
 
 
 def _factories(plan: SessionPlan, runtime: RuntimeSettings, *, n_tasks: int) -> tuple[ProducerPort, OpenConsumer]:

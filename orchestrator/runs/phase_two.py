@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.assembly import SessionPlan
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.runs.observer import RunObserver
-from orchestrator.runs.opening import open_parties
+from orchestrator.runs.opening import NOBODY, OpenConsumer, open_parties
 from orchestrator.session import EpochReport, Session
 from orchestrator.settings import RuntimeSettings
 from orchestrator.wire import EvaluationReport, HeadWeights
@@ -25,6 +25,7 @@ class SessionResult:
     weights: Mapping[str, Tensor] = field(repr=False)
     """Of the producer's network; see `module_weights` and `encoder_weights`."""
     heads: Mapping[str, HeadWeights] = field(repr=False)
+    """Of the tasks whose tenants left them here."""
     validation: Mapping[str, EvaluationReport]
     test: Mapping[str, EvaluationReport]
     epochs: list[EpochReport]
@@ -51,8 +52,12 @@ def run_session(
     *,
     checkpoints: Checkpoints | None = None,
     state: Mapping[str, Any] | None = None,
+    remote: Mapping[str, OpenConsumer] = NOBODY,
 ) -> SessionResult:
-    """Train to the end of the plan: from the newest of ``checkpoints``, else from ``state``, else from its start."""
+    """Train to the end of the plan: from the newest of ``checkpoints``, else from ``state``, else from its start.
+
+    ``remote`` opens the consumers of tasks whose tenants are elsewhere; the others are hosted.
+    """
 
     def save(step: int, kept: dict[str, Any]) -> None:
         complaint = checkpoints.try_save(step, kept) if checkpoints is not None else None
@@ -61,7 +66,7 @@ def run_session(
 
     saved = checkpoints.newest() if checkpoints is not None else None
     state = saved[1] if saved is not None else state
-    with open_parties(plan, runtime) as (producer, consumers):
+    with open_parties(plan, runtime, remote=remote) as (producer, consumers):
         session = Session(
             producer,
             consumers,

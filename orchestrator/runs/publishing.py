@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.settings import DataSettings
 from orchestrator.shaping import ShapingPlan
+from orchestrator.wire import HeadWeights
 from tasks.datasets.table import ImageTable
 from tasks.spec import TaskSpec
 
@@ -158,20 +158,19 @@ def task_entry(
     private: bool,
     module_config: ModuleConfig,
     module_state: Mapping[str, Tensor],
-    head_config: Mapping[str, Any],
-    head_state: Mapping[str, Any],
+    head: HeadWeights | None,
     metrics: Mapping[str, float],
     guarantee: Guarantee,
     dissimilarity: DissimilarityConfig,
 ) -> TaskEntry:
-    """What a run hands to the catalog for one task."""
+    """What a run hands to the catalog for one task; without a head where the tenant keeps it."""
     return TaskEntry(
         spec=spec,
         private=private,
         module_config=module_config.to_json(),
         module_state=module_state,
-        head_config=head_config,
-        head_state={name: torch.tensor(np.asarray(value)) for name, value in head_state.items()},
+        head_config=head.config if head else None,
+        head_state={name: torch.tensor(np.asarray(value)) for name, value in head.state.items()} if head else None,
         metrics=metrics,
         guarantee=guarantee.to_json(),
         dissimilarity=to_mapping(dissimilarity),

@@ -56,6 +56,7 @@ from orchestrator.shaping import ShapingPlan
 from orchestrator.tracking import Tracker
 from orchestrator.train_job import EncoderJob
 from orchestrator.updates import make_plan, poisson_schedule
+from orchestrator.wire import HeadWeights
 
 _NOISY_HEADS: Final = COVERS_ALL - CUT_BEFORE_HEAD
 """Modes in which heads learn under the noise, so that phase 1 of --algorithm input trains every task."""
@@ -366,15 +367,13 @@ class TrainRun:
         return [self._entry(data, task, session, guarantee) for task in data.specs if task not in session.quarantined]
 
     def _entry(self, data: TrainingData, task: str, session: SessionResult, guarantee: Guarantee) -> TaskEntry:
-        head = session.heads[task]
         module_config = self._tasks_network.module_config(data.image_size)
         return task_entry(
             data.specs[task],
             private=task in self.private,
             module_config=module_config,
             module_state=session.module_weights(task),
-            head_config=head.config,
-            head_state=head.state,
+            head=session.heads.get(task),
             metrics=session.test[task].metrics,
             guarantee=with_bound(
                 guarantee,
@@ -395,8 +394,11 @@ class TrainRun:
             private=task in self.private,
             module_config=self.network.module_config(data.image_size),
             module_state=result.modules[task],
-            head_config=self.network.head_config(data.image_size, spec.n_outputs).to_json(),
-            head_state=result.heads[task],
+            head=HeadWeights(
+                task=task,
+                state={name: value.numpy() for name, value in result.heads[task].items()},
+                config=self.network.head_config(data.image_size, spec.n_outputs).to_json(),
+            ),
             metrics=result.test_metrics[task],
             guarantee=guarantee,
             dissimilarity=DissimilarityConfig(omega=0.0),

@@ -32,6 +32,7 @@ from orchestrator.sweep.recipe import Encoder, Need, Recipe, encoder_file
 from orchestrator.sweep.settings import SweepSettings
 from orchestrator.sweep.store import Store
 from orchestrator.train_job import EncoderJob, train_encoder_here
+from orchestrator.wire import HeadWeights
 
 RECIPE = "sweep_recipe"
 """Under which the catalog says how an encoder was made."""
@@ -258,8 +259,11 @@ def private_entry(
         private=True,
         module_config=module[0],
         module_state=module[1],
-        head_config=recipe.network.head_config(data.image_size, spec.n_outputs).to_json(),
-        head_state=result.heads[recipe.private],
+        head=HeadWeights(
+            task=recipe.private,
+            state={name: value.numpy() for name, value in result.heads[recipe.private].items()},
+            config=recipe.network.head_config(data.image_size, spec.n_outputs).to_json(),
+        ),
         metrics=result.test_metrics[recipe.private],
         guarantee=guarantee,
         dissimilarity=DissimilarityConfig(omega=0.0),

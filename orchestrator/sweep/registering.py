@@ -24,6 +24,7 @@ from orchestrator.sweep.result import Result
 from orchestrator.sweep.settings import SweepSettings
 from orchestrator.sweep.store import Store
 from orchestrator.sweep.trial import KIND_OF_WEIGHTS
+from orchestrator.wire import HeadWeights
 
 
 def winners(result: Result) -> dict[str, Trial]:
@@ -94,8 +95,7 @@ def _publish(
                 private=task == settings.private,
                 module_config=module_config,
                 module_state=kept["module"],
-                head_config=json.loads(kept["head_config"]),
-                head_state=kept["head"],
+                head=HeadWeights(task=task, state=kept["head"], config=json.loads(kept["head_config"])),
                 metrics=trial.test.get(task, {}),
                 guarantee=with_bound(
                     with_words,

@@ -1,0 +1,61 @@
+"""Tenants of a run whose processes are elsewhere: who waits for them, and who tells them how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from orchestrator.catalog_records import TaskRecord
+from orchestrator.runs.add_task import RemoteTenant
+from orchestrator.runs.observer import RunObserver
+from orchestrator.runs.opening import OpenConsumer
+from orchestrator.settings import RemoteSettings, RuntimeSettings
+
+if TYPE_CHECKING:
+    from serve.remote.listener import Listener
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteTenants:
+    """Those of one run; none where all are hosted."""
+
+    tenants: Mapping[str, RemoteTenant] = field(default_factory=dict)
+    listener: Listener | None = None
+    observer: RunObserver
+
+    def published(self, records: Sequence[TaskRecord]) -> None:
+        """Tell each tenant the version that its head is for, and the user who did not come to hear it."""
+        from serve.versions import served_version
+
+        if self.listener is None:
+            return
+        versions = {r.spec.name: {"version": served_version(r)} for r in records if r.spec.name in self.tenants}
+        for task in self.listener.tell(versions):
+            self.observer.on_stage(
+                f"the tenant of {task} did not come to hear that it is published as {versions[task]['version']}"
+            )
+
+
+@contextmanager
+def remote_tenants(
+    tasks: Sequence[str], settings: RemoteSettings, runtime: RuntimeSettings, observer: RunObserver
+) -> Iterator[RemoteTenants]:
+    """Listen for the tenants of these tasks while the block runs, if the settings say where."""
+    if settings.remote is None:
+        yield RemoteTenants(observer=observer)
+        return
+    from serve.remote.listener import Endpoint, Listener
+    from serve.tenants.gate import Gate
+
+    endpoint = Endpoint.parse(settings.remote, certificate=settings.remote_certificate, key=settings.remote_key)
+    gate = Gate(settings.tenants or runtime.storage_path / "tenants.db")
+    with Listener(tuple(tasks), endpoint, gate, patience_s=settings.remote_patience_s) as listener:
+        observer.on_stage(f"tenants of {', '.join(tasks)} are waited for at {listener.url}")
+
+        def tenant(run: str) -> OpenConsumer:
+            return partial(listener.consumer, run=run)
+
+        yield RemoteTenants(tenants=dict.fromkeys(tasks, tenant), listener=listener, observer=observer)

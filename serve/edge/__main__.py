@@ -1,0 +1,89 @@
+"""Print what a head says of a task's features: ``python -m serve.edge --help``. Python 3.9."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+from serve.edge.client import EdgeClient, Prediction
+from serve.edge.head import Head
+from serve.edge.link import FOR_EVER, Patience, read_token
+from tasks.errors import MetaMorphosisError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Exit status: 0 done; 1 the server failed; 2 what was asked cannot be done; 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except MetaMorphosisError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    head = Head.load(arguments.head, threads=arguments.threads)
+    patience = FOR_EVER if arguments.follow else Patience()
+    if arguments.patience_s is not None:
+        patience = Patience(total_s=arguments.patience_s)
+    with EdgeClient(
+        arguments.url,
+        arguments.task,
+        read_token(arguments.token_file),
+        precision=arguments.precision,
+        ca=arguments.ca,
+        plain_http=arguments.plain_http,
+        patience=patience,
+    ) as client:
+        for prediction in client.predictions(
+            head, after=arguments.after, follow=arguments.follow, state=arguments.state, on_gap=_tell_gap
+        ):
+            print(_json(prediction) if arguments.json else _line(prediction), flush=True)
+
+
+def _line(prediction: Prediction) -> str:
+    when = datetime.fromtimestamp(prediction.time_ms / 1000, tz=timezone.utc).isoformat(timespec="milliseconds")
+    return f"{prediction.sequence}\t{when}\t{prediction.label}\t{prediction.probability:.4f}"
+
+
+def _json(prediction: Prediction) -> str:
+    return json.dumps(asdict(prediction))
+
+
+def _tell_gap(after: int, oldest: int) -> None:
+    told = f"note: the producer does not keep the features after {after} any more; going on from {oldest}"
+    print(told, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serve.edge", description="Print what a head says of each feature.")
+    parser.add_argument(
+        "--url", required=True, help="the producer's server, for instance https://features.example:8000"
+    )
+    parser.add_argument("--task", required=True, help="the task that was bought")
+    parser.add_argument("--token-file", required=True, type=Path, help="file with the token; chmod 600")
+    parser.add_argument("--head", required=True, type=Path, help="the head, an ONNX file")
+    parser.add_argument("--follow", action="store_true", help="wait for the next, through outages, until Ctrl-C")
+    parser.add_argument("--after", type=int, default=0, help="begin after this number (%(default)s)")
+    parser.add_argument("--state", type=Path, help="file that remembers the number, for a restart")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line, with every class's probability")
+    parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp16", help="(%(default)s)")
+    parser.add_argument("--ca", type=Path, help="PEM file of the authority that signed the server's certificate")
+    parser.add_argument("--plain-http", action="store_true", help="allow http:// to another machine, unencrypted")
+    parser.add_argument("--patience-s", type=float, help="time without an answer (60; for ever with --follow)")
+    parser.add_argument("--threads", type=int, help="threads of onnxruntime")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

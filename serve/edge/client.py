@@ -1,0 +1,212 @@
+"""A tenant's view of its task: features as the producer publishes them, and what the head says of each. Python 3.9.
+
+    with EdgeClient("https://features.example:8000", "smile", token, ca="ca.pem") as client:
+        head = Head.load("smile.onnx")
+        for prediction in client.predictions(head, follow=True):
+            print(prediction.sequence, prediction.label, prediction.probability)
+
+Features have numbers that rise. The client asks for what comes after the last one that it handed out, so that after an
+outage it goes on where it was: nothing twice, and nothing left out that the producer still keeps.
+
+Axes: N features, C channels, H and W.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.codec import CodecError, Precision, decode, media_type
+from serve.edge.cursor import Cursor
+from serve.edge.errors import AnswerError, VersionMismatchError
+from serve.edge.head import Head
+from serve.edge.link import Link, Patience, Received
+
+NOTHING = 204
+_MOST_BYTES = 1 << 28
+"""Of one answer, unpacked."""
+_WAIT_S = 20.0
+"""How long the server may hold a request while there is nothing new."""
+_MARGIN_S = 15.0
+"""What the client waits longer than that."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Some of a task's features, of one version, in their order."""
+
+    task: str
+    version: str
+    z: NDArray[np.float32] = field(repr=False)
+    """(N, C, H, W)."""
+    sequence: tuple[int, ...]
+    time_ms: tuple[int, ...]
+    """When each was published: milliseconds since 1970, UTC."""
+    last: int
+    """The number to go on after."""
+    oldest: int
+    """The lowest number that the producer still keeps."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the head says of one feature."""
+
+    sequence: int
+    time_ms: int
+    version: str
+    label: str
+    probability: float
+    probabilities: tuple[float, ...]
+
+
+Gap = Callable[[int, int], None]
+"""Told (the number that was handed out last, the lowest that is still kept) when features were lost in between."""
+
+
+class EdgeClient:
+    """One task of one server, for the holder of one token. A context manager; for one thread."""
+
+    def __init__(
+        self,
+        url: str,
+        task: str,
+        token: str,
+        *,
+        precision: Precision = "fp16",
+        ca: str | Path | None = None,
+        plain_http: bool = False,
+        timeout_s: float = 30.0,
+        patience: Patience = Patience(),  # noqa: B008 - frozen
+        link: Link | None = None,
+    ) -> None:
+        """``ca``: file of the authority that signed the server's certificate. ``link`` stands in for all of that."""
+        self.task, self._precision = task, precision
+        self._link = link or Link(
+            url, token, ca=ca, plain_http=plain_http, timeout_s=max(timeout_s, _WAIT_S + _MARGIN_S), patience=patience
+        )
+
+    def __enter__(self) -> EdgeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._link.close()
+
+    def metadata(self) -> dict[str, Any]:
+        """What the producer says of the feature: shape, version, guarantee, measured leakage."""
+        try:
+            found = json.loads(self._link.request("GET", self._path("metadata")).body)
+        except ValueError as error:
+            raise AnswerError("the server's metadata is no JSON") from error
+        if not isinstance(found, dict):
+            raise AnswerError("the server's metadata is no JSON object")
+        return found
+
+    def latest(self, *, version: str | None = None) -> Features | None:
+        """The newest feature; None if there is none."""
+        return self._features("features/latest", {} if version is None else {"version": version})
+
+    def features(
+        self, *, after: int = 0, limit: int = 16, version: str | None = None, wait_s: float = 0.0
+    ) -> Features | None:
+        """At most ``limit`` features with numbers above ``after``; None if there are none within ``wait_s``."""
+        params: dict[str, Any] = {"after": after, "limit": limit}
+        if version is not None:
+            params["version"] = version
+        if wait_s > 0:
+            params["wait"] = f"{wait_s:g}"
+        return self._features("features", params)
+
+    def predictions(
+        self,
+        head: Head,
+        *,
+        after: int = 0,
+        follow: bool = False,
+        limit: int = 16,
+        state: str | Path | None = None,
+        on_gap: Gap | None = None,
+    ) -> Iterator[Prediction]:
+        """What the head says of every feature with a number above ``after``: each once.
+
+        Ends with the last one that is there; with ``follow`` it waits for the next, through outages of the server, for
+        as long as the client's patience. ``state`` is a file that remembers the last number that was handed out, so
+        that another process goes on there. Raises `VersionMismatchError` when the producer serves a version that the
+        head is not for.
+        """
+        card = head.card
+        cursor = Cursor.open(state, self._link.url, self.task, after)
+        while True:
+            found = self.features(
+                after=cursor.after, limit=limit, version=card.version, wait_s=_WAIT_S if follow else 0.0
+            )
+            if found is None:
+                self._check_version(card.version)
+                if follow:
+                    continue
+                return
+            if found.version != card.version:
+                raise VersionMismatchError(self.task, card.version, found.version)
+            if on_gap is not None and 0 < cursor.after < found.oldest - 1:
+                on_gap(cursor.after, found.oldest)
+            for i, answer in enumerate(head.answers(found.z)):
+                if found.sequence[i] <= cursor.after:
+                    continue
+                yield Prediction(
+                    sequence=found.sequence[i],
+                    time_ms=found.time_ms[i],
+                    version=found.version,
+                    label=answer.label,
+                    probability=answer.probability,
+                    probabilities=answer.probabilities,
+                )
+                cursor.move(found.sequence[i])
+            cursor.move(max(cursor.after, found.last))
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> str:
+        return f"/tasks/{self.task}/{name}"
+
+    def _check_version(self, version: str) -> None:
+        """With nothing new of the head's version: whether there will be."""
+        served = self.metadata().get("version")
+        if served != version:
+            raise VersionMismatchError(self.task, version, str(served))
+
+    def _features(self, name: str, params: dict[str, Any]) -> Features | None:
+        headers = {"Accept": media_type(self._precision)}
+        received = self._link.request("GET", self._path(name), params=params, headers=headers, max_bytes=_MOST_BYTES)
+        return None if received.status == NOTHING else self._read(received)
+
+    def _read(self, received: Received) -> Features:
+        try:
+            arrays, text = decode(received.body, max_bytes=_MOST_BYTES, max_values=_MOST_BYTES // 2, finite=True)
+            found = Features(
+                task=text["task"],
+                version=text["version"],
+                z=arrays["z"],
+                sequence=tuple(int(n) for n in arrays["sequence"]),
+                time_ms=tuple(int(t) for t in arrays["time_ms"]),
+                last=int(text["last"]),
+                oldest=int(text["oldest"]),
+            )
+        except (CodecError, KeyError, ValueError, TypeError) as error:
+            raise AnswerError(f"the server's features cannot be read ({error}): is it another program?") from error
+        n = len(found.sequence)
+        if found.task != self.task or found.z.ndim < 2 or len(found.z) != n or len(found.time_ms) != n:
+            raise AnswerError(f"the server's features are not of task {self.task!r}, or not whole")
+        numbers = (*found.sequence, found.last + 1)
+        if any(numbers[i] >= numbers[i + 1] for i in range(n)):
+            raise AnswerError("the numbers of the server's features do not rise")
+        return found

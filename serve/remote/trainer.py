@@ -1,0 +1,250 @@
+"""The tenant's process of a remote training: holds the head, the labels and the key, and does what it is asked.
+
+It needs torch, torchvision, numpy, httpx and the base packages: no Ray, no Opacus, no MLflow.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.checkpoints import Checkpoints, make_private
+from orchestrator.consumer import Consumer, ConsumerConfig
+from orchestrator.errors import MetaMorphosisError, NonFiniteLossError, ProtocolError
+from orchestrator.privacy.escrow import TenantKey
+from orchestrator.wire import EvaluationReport, HeadWeights, TaskOffer
+from serve.codec import MEDIA_TYPE, Precision, compress
+from serve.edge.link import Link
+from serve.remote.messages import (
+    Array,
+    Kind,
+    Reply,
+    Work,
+    gradient_reply,
+    key_fields,
+    read_batch,
+    read_offer,
+    read_sealed,
+    report_fields,
+)
+
+MOST_BYTES = 1 << 30
+"""Of one message from the producer."""
+_KEPT = 4
+"""States: the producer keeps two of its own, and may have died before it wrote the last."""
+_SMALLEST_COMPRESSED = 4096
+
+NOTHING_YET = 204
+
+Said = tuple[dict[str, Any], dict[str, Array]]
+"""Fields and tensors of an answer."""
+Choose = Callable[[ConsumerConfig], ConsumerConfig]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What the tenant has at the end. It is the only one who has the head."""
+
+    task: str
+    version: str | None
+    """Of the published feature; None: nothing was published."""
+    reason: str
+    """Why not; empty if it was."""
+    offer: TaskOffer
+    head: HeadWeights = field(repr=False)
+    test: EvaluationReport | None
+    """None where the head was never measured on the test subset."""
+
+
+class Progress:
+    """Told how it goes; says nothing. To be overridden."""
+
+    def on_begin(self, offer: TaskOffer, config: ConsumerConfig) -> None:
+        """A fresh head was made."""
+
+    def on_step(self, step: int, loss: float) -> None:
+        """A step was applied."""
+
+    def on_report(self, report: EvaluationReport) -> None:
+        """The head was measured."""
+
+
+class Trainer:
+    """Does works in their order, each once: an answer is kept until the next work shows that it arrived."""
+
+    def __init__(
+        self,
+        key: TenantKey,
+        states: Path,
+        *,
+        task: str,
+        precision: Precision = "fp32",
+        device: torch.device | None = None,
+        choose: Choose = lambda proposed: proposed,
+        progress: Progress | None = None,
+    ) -> None:
+        """``states``: folder in which the head's states are kept, readable by their owner alone. ``choose`` makes the
+        tenant's own settings of those that the producer proposes."""
+        self.task, self._key, self._choose = task, key, choose
+        self._states, self._precision, self._device = make_private(states), precision, device
+        self._progress = progress or Progress()
+        self.here = Reply(process=secrets.token_hex(8), precision=precision)
+        """Says that the process is there, and answers nothing."""
+        self.answer = self.here
+        """To the last work."""
+        self._table: _Table | None = None
+        self._sitting = ""
+        self._works: Mapping[Kind, Callable[[Work], Said]] = {
+            "begin": self._begin,
+            "labels": self._labels,
+            "learn": self._learn,
+            "evaluate": self._evaluate,
+            "keep": self._keep,
+            "restore": self._restore,
+            "end": self._end,
+        }
+        self.outcome: Trained | None = None
+        """Where the producer has ended the training."""
+
+    def do(self, work: Work) -> Reply:
+        """The answer to a work; the same one again for a work that was done already.
+
+        Raises `ProtocolError` for a work that does not follow on the last.
+        """
+        if (work.sitting, work.number) == (self.answer.sitting, self.answer.number):
+            return self.answer
+        if work.kind == "begin":
+            self._sitting = work.sitting
+        elif (work.sitting, work.number) != (self._sitting, self.answer.number + 1):
+            raise ProtocolError(f"the producer sent work {work.number}, and {self.answer.number + 1} was expected")
+        try:
+            fields, arrays = self._works[work.kind](work)
+            error = ""
+        except MetaMorphosisError as problem:
+            fields = {"diverged_at": problem.step} if isinstance(problem, NonFiniteLossError) else {}
+            arrays, error = {}, str(problem)
+        self.answer = replace(
+            self.here, sitting=work.sitting, number=work.number, error=error, fields=fields, arrays=arrays
+        )
+        return self.answer
+
+    # -- works ---------------------------------------------------------------------------------------------------------
+
+    def _begin(self, work: Work) -> Said:
+        offer, proposed = read_offer(work.fields)
+        if offer.spec.name != self.task:
+            raise ProtocolError(f"the producer offers task {offer.spec.name!r}, and {self.task!r} was bought")
+        config = self._choose(proposed)
+        self._table = _Table(
+            offer=offer,
+            consumer=Consumer(offer, config, device=self._device, key=self._key),
+            kept=Checkpoints(
+                folder=self._states / self.task,
+                kind="remote-head",
+                identity=f"{work.fields.get('run', '')}/{self.task}",
+                keep=_KEPT,
+            ),
+        )
+        self._progress.on_begin(offer, config)
+        return key_fields(self._table.consumer.public_key()), {}
+
+    def _labels(self, work: Work) -> Said:
+        self._at_table.consumer.receive_labels(read_sealed(self.task, work))
+        return {}, {}
+
+    def _learn(self, work: Work) -> Said:
+        table = self._at_table
+        gradient = table.consumer.learn(read_batch(table.offer.contract, work))
+        self._progress.on_step(gradient.step, gradient.loss)
+        return gradient_reply(gradient, self._precision)
+
+    def _evaluate(self, work: Work) -> Said:
+        table = self._at_table
+        batch = read_batch(table.offer.contract, work)
+        if work.fields.get("first"):
+            table.seen = []
+        table.seen.append((batch.example_ids, table.consumer.logits(batch)))
+        if not work.fields.get("last"):
+            return {}, {}
+        ids, logits = (np.concatenate(parts) for parts in zip(*table.seen, strict=True))
+        table.seen = []
+        report = table.consumer.report(batch.subset, ids, logits)
+        table.reports[batch.subset] = report
+        self._progress.on_report(report)
+        return report_fields(report), {}
+
+    def _keep(self, work: Work) -> Said:
+        table = self._at_table
+        state = table.consumer.state_dict()
+        steps = int(state["step"]) + 1
+        try:
+            table.kept.save(steps, state)
+        except OSError as error:
+            raise ProtocolError(f"the tenant cannot keep its state: {error.strerror or error}") from error
+        return {"steps": steps}, {}
+
+    def _restore(self, work: Work) -> Said:
+        table = self._at_table
+        table.consumer.load_state_dict(table.kept.at(int(work.fields["steps"])))
+        return {}, {}
+
+    def _end(self, work: Work) -> Said:
+        table, version = self._at_table, work.fields.get("version")
+        self.outcome = Trained(
+            task=self.task,
+            version=str(version) if version else None,
+            reason=str(work.fields.get("reason", "")),
+            offer=table.offer,
+            head=table.consumer.head(),
+            test=table.reports.get("test"),
+        )
+        return {}, {}
+
+    @property
+    def _at_table(self) -> _Table:
+        if self._table is None:
+            raise ProtocolError("the producer sent a work before it had made an offer")
+        return self._table
+
+
+@dataclass(kw_only=True, slots=True)
+class _Table:
+    """What a tenant has since the producer's last offer."""
+
+    offer: TaskOffer
+    consumer: Consumer
+    kept: Checkpoints
+    seen: list[tuple[Array, Array]] = field(default_factory=list)
+    """(ids, logits) of the parts of a subset that is being evaluated."""
+    reports: dict[str, EvaluationReport] = field(default_factory=dict)
+
+
+def train(link: Link, trainer: Trainer) -> Trained:
+    """Do what the producer asks until it says that the training is over. One round trip a step.
+
+    Raises what `Link.request` raises; called again, with the same trainer or one of a new process, it goes on.
+    """
+    path, headers = f"/tasks/{trainer.task}/training", {"Content-Type": MEDIA_TYPE}
+    message = trainer.here
+    while True:
+        body = message.to_bytes()
+        packed = len(body) >= _SMALLEST_COMPRESSED
+        received = link.request(
+            "POST",
+            path,
+            headers={**headers, "Content-Encoding": "zstd"} if packed else headers,
+            content=compress(body, "zstd") if packed else body,
+            max_bytes=MOST_BYTES,
+        )
+        if trainer.outcome is not None:
+            return trainer.outcome
+        if received.status == NOTHING_YET:
+            message = trainer.here
+            continue
+        message = trainer.do(Work.from_bytes(received.body, max_bytes=MOST_BYTES))

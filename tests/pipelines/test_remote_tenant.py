@@ -1,0 +1,135 @@
+"""A task is added with a tenant in a process of its own, in an environment without Ray, MLflow or Opacus."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_runs import catalog, run_train
+from tiny import ROOT
+
+from orchestrator.checkpoint import load_weights, weights_hash
+from pipelines import add_task, export_head
+from pipelines.command import execute
+from serve.edge.head import Head
+from serve.tenants.registry import Registry
+
+BLOCKED = ("ray", "mlflow", "opacus", "fastapi", "uvicorn", "sklearn", "scipy", "pandas", "tyro", "cattrs", "pyarrow")
+TENANT = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f"no {{name}} here", name=name)
+sys.meta_path.insert(0, Absent())
+from serve.edge.train import main
+status = main(sys.argv[1:])
+assert not set(sys.modules) & set({BLOCKED!r})
+raise SystemExit(status)
+"""
+ADD = ["--device", "cpu", "--threads", "1", "--epochs", "2", "--batch-size", "32", "--engine", "process"]
+
+
+def run_add(*flags: str) -> int:
+    return execute("AddTaskSettings", add_task.run, [*ADD, *flags], prog="add_task.py")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def start_tenant(folder: Path, port: int, token: str, *flags: str) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "token").write_text(token)
+    (folder / "token").chmod(0o600)
+    arguments = ["--url", f"http://127.0.0.1:{port}", "--task", "glasses", "--token-file", "token", "--key-file", "key"]
+    return subprocess.Popen(
+        [sys.executable, "-c", TENANT, *arguments, "--device", "cpu", "--threads", "1", "--patience-s", "120", *flags],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def token(home):
+    registry = Registry(home / "tenants.db")
+    issued = registry.add("acme", role="tenant")
+    registry.grant("acme", "glasses")
+    registry.close()
+    return issued.token.text
+
+
+def test_a_remote_tenant_ends_where_a_hosted_one_does_and_keeps_its_head(home, write_parquet, tmp_path, token, capsys):
+    data = write_parquet()
+    for _ in range(2):  # the same encoder twice, as each can have a task once
+        assert (
+            run_train("--data", data, "--private", "who", "--tasks", "pose", "--algorithm", "task", "--epsilon", "None")
+            == 0
+        )
+    assert run_add("glasses", "--encoder-version", "1") == 0
+    port = free_port()
+    tenant = start_tenant(tmp_path / "tenant", port, token)
+    assert run_add("glasses", "--encoder-version", "2", "--remote", f"127.0.0.1:{port}") == 0
+    out, err = tenant.communicate(timeout=120)
+    assert tenant.returncode == 0, err
+
+    hosted, modules, head = catalog(home).load_task("1", "glasses")
+    remote, remote_modules, none = catalog(home).load_task("2", "glasses")
+    assert none is None
+    assert remote.head_config is None
+    assert remote.metrics == hosted.metrics
+    assert weights_hash(remote_modules) == weights_hash(modules)
+    own, _ = load_weights(tmp_path / "tenant" / "heads" / "glasses" / "weights.safetensors")
+    for name, value in head.items():
+        torch.testing.assert_close(own[name], value, rtol=0, atol=1e-6)
+    (path,) = (tmp_path / "tenant" / "heads" / "glasses").glob("*.onnx")
+    assert Head.load(path).card.version.startswith(f"{remote.version}-")
+    assert f"test: accuracy {remote.metrics['accuracy']:.3f}" in out
+
+    # what the operator has is the hosted head, and not the other
+    written = tmp_path / "head.onnx"
+    flags = ["glasses", "--encoder-version", "1", "--out", str(written)]
+    assert execute("ExportHeadSettings", export_head.run, flags, prog="export_head.py") == 0
+    z = np.random.default_rng(0).standard_normal((3, *Head.load(written).card.feature_shape)).astype(np.float32)
+    np.testing.assert_allclose(Head.load(written).logits(z), Head.load(path).logits(z), atol=1e-5)
+    capsys.readouterr()
+    flags = ["glasses", "--encoder-version", "2", "--out", str(written)]
+    assert execute("ExportHeadSettings", export_head.run, flags, prog="export_head.py") == 2
+    assert "keeps its head" in capsys.readouterr().err
+    flags = ["who", "--encoder-version", "1", "--out", str(written)]
+    assert execute("ExportHeadSettings", export_head.run, flags, prog="export_head.py") == 2
+    assert "does not leave the producer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "told"),
+    [
+        (["--remote", "nowhere"], 2, "give HOST:PORT"),
+        (["--remote", "127.0.0.1:99999"], 2, "give HOST:PORT"),
+        (["--remote", "192.0.2.1:8443"], 2, "cannot listen at 192.0.2.1:8443"),
+        (["--remote", "127.0.0.1:0", "--remote-certificate", "missing.pem"], 2, "a certificate needs its key"),
+        (
+            ["--remote", "127.0.0.1:0", "--remote-certificate", "a.pem", "--remote-key", "b.pem"],
+            2,
+            "there is no file a.pem",
+        ),
+        (["--remote-key", "b.pem"], 2, "are of --remote HOST:PORT"),
+        (["--remote", "127.0.0.1:0", "--remote-patience-s", "0"], 2, "must be > 0"),
+        (["--remote", "127.0.0.1:0", "--remote-patience-s", "1", "--restarts", "0"], 1, "was not heard of"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(home, write_parquet, capsys, flags, status, told):
+    data = write_parquet()
+    assert run_train("--data", data, "--private", "who", "--phase", "encoder", "--epsilon", "8") == 0
+    capsys.readouterr()
+    assert run_add("glasses", *flags) == status
+    assert told in capsys.readouterr().err

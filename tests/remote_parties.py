@@ -1,0 +1,60 @@
+"""A registry, a tenant in a thread, and sessions whose consumers may be elsewhere: for tests of remote training."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from orchestrator.assembly import SessionPlan
+from orchestrator.local import LocalConsumer, LocalProducer
+from orchestrator.privacy.escrow import TenantKey
+from orchestrator.session import Session
+from serve.edge.link import Link, Patience
+from serve.remote.listener import Listener
+from serve.remote.trainer import Trainer, train
+from serve.tenants.gate import Gate
+from serve.tenants.registry import Registry
+
+TASK = "left"
+
+
+class Tenants:
+    """A registry with one tenant, who may train `TASK`."""
+
+    def __init__(self, path: Path) -> None:
+        self.registry = Registry(path)
+        self.token = self.registry.add("acme", role="tenant").token.text
+        self.registry.grant("acme", TASK)
+        self.gate = Gate(path)
+
+
+class Tenant(threading.Thread):
+    """A tenant's process, as a thread of this one."""
+
+    def __init__(self, url: str, token: str, states: Path, *, link: Any = None, **options: Any) -> None:
+        super().__init__(daemon=True)
+        self.trainer = Trainer(TenantKey.generate(), states, task=TASK, **options)
+        self.link = link or Link(url, token, patience=Patience(total_s=20.0))
+        self.outcome: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with self.link:
+                self.outcome = train(self.link, self.trainer)
+        except BaseException as error:
+            self.error = error
+
+
+def open_session(plan: SessionPlan, listener: Listener | None = None, **options: Any) -> Session:
+    """`TASK` is elsewhere where there is a listener; everybody else is in this process."""
+    producer = LocalProducer(plan)
+    offers = producer.offers()
+    consumers = [
+        listener.consumer(offers[task], plan.consumer_config(task), run="a")
+        if listener is not None and task == TASK
+        else LocalConsumer(offers[task], plan.consumer_config(task))
+        for task in plan.data.specs
+    ]
+    return Session(producer, consumers, steps_per_epoch=plan.steps_per_epoch, epochs=plan.config.epochs, **options)

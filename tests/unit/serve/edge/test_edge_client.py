@@ -1,0 +1,282 @@
+"""The edge client against a server of the documented protocol: order, outages, versions, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import httpx
+import numpy as np
+import pytest
+from fake_task_server import TOKEN, FakeTaskServer
+from small_head import CARD, small_head
+
+from serve.edge import EdgeClient, Head
+from serve.edge.errors import AnswerError, NotServedError, RefusedError, UnreachableError, VersionMismatchError
+from serve.edge.link import Link, Patience
+from tasks.errors import ConfigError, DataError
+
+URL = "https://features.example"
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    return Head.load(small_head(tmp_path_factory.mktemp("head") / "head.onnx"))
+
+
+@pytest.fixture
+def server():
+    return FakeTaskServer()
+
+
+class Clock:
+    """Time that passes only in `sleep`."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def client_of(server, clock=None, *, token=TOKEN, task="smile", patience=None, **options):
+    clock, patience = clock or Clock(), patience or Patience()
+    link = Link(URL, token, transport=server.transport(), sleep=clock.sleep, clock=clock, patience=patience)
+    return EdgeClient(URL, task, token, link=link, **options)
+
+
+@pytest.mark.parametrize(("precision", "off"), [("fp32", 0), ("fp16", 2e-3), ("int8", 2e-2)])
+def test_features_come_in_the_precision_that_was_asked_for(server, precision, off):
+    z = server.publish(3)
+    found = client_of(server, precision=precision).features()
+    np.testing.assert_allclose(found.z, z, atol=off)
+    assert (found.sequence, found.last, found.version) == ((1, 2, 3), 3, server.version)
+    assert server.requests[0].headers["accept"] == f"application/x-safetensors;precision={precision}"
+    assert server.requests[0].headers["accept-encoding"] == "zstd"
+
+
+def test_the_latest_and_nothing(server):
+    client = client_of(server)
+    assert client.latest() is None
+    assert client.features() is None
+    server.publish(5)
+    assert client.latest().sequence == (5,)
+    assert client.features(after=2, limit=2).sequence == (3, 4)
+    assert client.features(after=5) is None
+    assert client.metadata()["shape"] == [8, 4, 4]
+
+
+def test_predictions_are_those_of_the_head_each_once_and_in_order(server, head):
+    z = server.publish(40)
+    found = list(client_of(server, precision="fp32").predictions(head, limit=16))
+    assert [p.sequence for p in found] == list(range(1, 41))
+    assert [p.label for p in found] == [a.label for a in head.answers(z)]
+    assert [p.probability for p in found] == pytest.approx([a.probability for a in head.answers(z)])
+
+
+def test_following_goes_on_through_outages_and_hands_out_nothing_twice(server, head):
+    """Every second request fails in one of the ways that pass; more is published meanwhile."""
+    failures = itertools.cycle(
+        [
+            httpx.ConnectError("no route"),
+            httpx.ReadTimeout("slow"),
+            httpx.Response(503, headers={"Retry-After": "3"}),
+            httpx.Response(429),
+            httpx.RemoteProtocolError("cut off"),
+            httpx.Response(502),
+            httpx.Response(504),
+        ]
+    )
+    turns = itertools.count()
+
+    def before(request):
+        if next(turns) % 2 == 0:
+            failure = next(failures)
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+        server.publish(2)
+        return None
+
+    server.before = before
+    clock = Clock()
+    predictions = client_of(server, clock).predictions(head, follow=True, limit=3)
+    found = [p.sequence for p in itertools.islice(predictions, 60)]
+    assert found == list(range(1, 61))
+    assert any(slept >= 3 for slept in clock.slept)
+
+
+def test_the_place_is_kept_over_a_restart(server, head, tmp_path):
+    server.publish(10)
+    state = tmp_path / "place.json"
+    first = client_of(server).predictions(head, state=state, limit=4)
+    assert [p.sequence for p in itertools.islice(first, 6)] == [1, 2, 3, 4, 5, 6]
+    first.close()  # while the sixth is in its user's hands: it is handed out again
+    assert [p.sequence for p in client_of(server).predictions(head, state=state)] == [6, 7, 8, 9, 10]
+    server.publish(1)
+    assert [p.sequence for p in client_of(server).predictions(head, state=state)] == [11]
+    assert json.loads(state.read_text())["after"] == 11
+
+
+def test_a_place_in_another_stream_is_no_place_in_this_one(server, head, tmp_path):
+    state = tmp_path / "place.json"
+    for text, told in (("{}", "does not hold"), ("junk", "does not hold")):
+        state.write_text(text)
+        with pytest.raises(DataError, match=told):
+            next(client_of(server).predictions(head, state=state))
+    state.write_text(json.dumps({"format": 1, "url": "https://other.example", "task": "smile", "after": 3}))
+    with pytest.raises(DataError, match="another stream"):
+        next(client_of(server).predictions(head, state=state))
+    with pytest.raises(DataError, match="cannot keep the place"):
+        next(client_of(server).predictions(head, state=tmp_path / "missing" / "place.json"))
+
+
+def test_a_client_that_was_away_too_long_is_told_what_it_missed(server, head):
+    server.publish(20)
+    server.forget(below=12)
+    gaps = []
+    found = client_of(server).predictions(head, after=5, on_gap=lambda *gap: gaps.append(gap))
+    assert [p.sequence for p in found] == list(range(12, 21))
+    assert gaps == [(5, 12)]
+
+
+def test_a_head_answers_only_features_of_its_version(server, head):
+    server.publish(2)
+    server.version = "1.3-ffffffffffff"
+    server.publish(3)
+    found = []
+    with pytest.raises(VersionMismatchError, match=r"for version 1\.2-0123456789ab .* gives version 1\.3-ff"):
+        found.extend(client_of(server).predictions(head))
+    server.before = lambda request: (
+        None if "features" not in request.url.path else server._body(request, server.published[-1:])
+    )
+    with pytest.raises(VersionMismatchError):
+        list(client_of(server).predictions(head))
+
+
+def test_the_features_of_another_version_are_passed_over_while_the_heads_is_served(server, head):
+    """A canary of another version is in the same stream."""
+    server.publish(2)
+    server.publish(2, version="1.3-ffffffffffff")
+    server.publish(1)
+    assert [p.sequence for p in client_of(server).predictions(head)] == [1, 2, 5]
+
+
+def test_a_server_that_stays_away_is_given_up_in_one_line(server):
+    def refuse(request):
+        raise httpx.ConnectError("connection refused")
+
+    server.before, clock = refuse, Clock()
+    with pytest.raises(UnreachableError, match=f"{URL} did not answer for .* ConnectError: connection refused"):
+        client_of(server, clock, patience=Patience(total_s=30.0)).latest()
+    assert 10 < clock.now <= 30
+    assert len(clock.slept) > 3
+
+
+def test_pauses_grow_are_random_and_have_an_end():
+    import random
+
+    patience, draw = Patience(first_s=0.5, longest_s=8.0), random.Random(0)
+    for attempt, most in ((0, 0.5), (1, 1.0), (3, 4.0), (10, 8.0), (5000, 8.0)):
+        pauses = [patience.pause(attempt, 0.0, draw) for _ in range(200)]
+        assert 0 <= min(pauses) < 0.2 * most
+        assert 0.8 * most < max(pauses) <= most
+    assert patience.pause(0, 20.0, draw) >= 20.0
+    for wrong in ({"first_s": 0.0}, {"first_s": 9.0, "longest_s": 8.0}, {"total_s": -1.0}):
+        with pytest.raises(ConfigError):
+            Patience(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, 0),
+        ("7", 7),
+        ("Wed, 25 Nov 2026 02:00:30 GMT", 30),
+        ("Wed, 25 Nov 2026 01:00:00 GMT", 0),
+        ("soon", 0),
+        ("-5", 0),
+    ],
+)
+def test_retry_after_is_read_in_both_forms(value, seconds):
+    from datetime import UTC, datetime
+
+    from serve.edge.link import retry_after
+
+    assert retry_after(value, now=datetime(2026, 11, 25, 2, 0, 0, tzinfo=UTC)) == seconds
+
+
+def test_a_retry_after_beyond_ones_patience_is_not_waited_for(server):
+    server.before, clock = lambda _: httpx.Response(503, headers={"Retry-After": "3600"}), Clock()
+    with pytest.raises(UnreachableError, match="503"):
+        client_of(server, clock).latest()
+    assert clock.slept == []
+
+
+def test_refusals_are_told_apart_and_not_tried_again(server):
+    for options, kind in (({"token": TOKEN[:-1] + "B"}, RefusedError), ({"task": "other"}, NotServedError)):
+        server.requests.clear()
+        with pytest.raises(kind):
+            client_of(server, **options).latest()
+        assert len(server.requests) == 1
+    server.before = lambda _: httpx.Response(400, json={"status": 400, "title": "limit is out of range"})
+    with pytest.raises(AnswerError, match="limit is out of range"):
+        client_of(server).features(limit=10**9)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>hello</html>", b"\x80\x04\x95", bytes(64)], ids=["empty", "html", "pickle", "zeros"]
+)
+def test_an_answer_that_is_no_feature_is_refused(server, body):
+    server.before = lambda _: httpx.Response(200, content=body)
+    with pytest.raises(AnswerError, match="cannot be read"):
+        client_of(server).latest()
+
+
+def test_an_answer_that_is_too_large_is_not_taken_whole(server):
+    link = Link(URL, TOKEN, transport=server.transport())
+    server.before = lambda _: httpx.Response(200, content=bytes(10_000))
+    with pytest.raises(AnswerError, match="more than the 1,000 bytes"):
+        link.request("GET", "/", max_bytes=1000)
+    import zstandard
+
+    bomb = zstandard.ZstdCompressor().compress(bytes(10_000_000))
+    packed = {"Content-Encoding": "zstd"}
+    server.before = lambda _: httpx.Response(200, stream=httpx.ByteStream(bomb), headers=packed)
+    with pytest.raises(AnswerError, match="cannot be unpacked"):
+        link.request("GET", "/", max_bytes=5000)
+
+
+def test_numbers_that_do_not_rise_are_refused(server, head):
+    server.publish(3)
+    server.published.reverse()
+    with pytest.raises(AnswerError, match="do not rise"):
+        client_of(server).features()
+
+
+@pytest.mark.parametrize("url", ["features.example", "ftp://features.example", "https://", ""])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ConfigError, match="is no address"):
+        EdgeClient(url, "smile", TOKEN)
+
+
+def test_a_token_does_not_go_over_the_network_in_clear():
+    with pytest.raises(ConfigError, match="not encrypted"):
+        EdgeClient("http://features.example:8000", "smile", TOKEN)
+    for url in ("http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000"):
+        EdgeClient(url, "smile", TOKEN).close()
+    EdgeClient("http://features.example:8000", "smile", TOKEN, plain_http=True).close()
+
+
+@pytest.mark.parametrize("token", ["", "  ", "a b", "naïve", "two\nlines"])
+def test_what_cannot_be_a_token_is_refused(token):
+    with pytest.raises(ConfigError, match="token"):
+        EdgeClient(URL, "smile", token)
+
+
+def test_the_card_is_what_the_head_says(head):
+    assert head.card == CARD

@@ -1,0 +1,361 @@
+"""A session with a tenant behind HTTP ends as one with a hosted tenant does, whatever happens on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from remote_parties import TASK, open_session
+
+from orchestrator.checkpoint import weights_hash
+from orchestrator.errors import CheckpointError, NonFiniteLossError, PartyLostError, ProtocolError
+from orchestrator.ports import Ready
+from orchestrator.wire import FeatureBatch, FeatureGradient
+from serve.edge.errors import AnswerError, NotServedError, RefusedError
+from serve.edge.link import Link, Patience
+from serve.remote import consumer as remote_consumer
+from serve.remote.exchange import Exchange
+from serve.remote.messages import Reply
+
+
+@pytest.fixture
+def hosted(tiny_plan):
+    """(epoch reports, outcome) of the undisturbed session with hosted tenants alone."""
+    session = open_session(tiny_plan)
+    session.start()
+    return session.run(), session.finish()
+
+
+def finish(session, listener, state=None):
+    session.start(state)
+    reports, outcome = session.run(), session.finish()
+    listener.tell({TASK: {"version": "1.1-0123456789ab", "reason": ""}})
+    return reports, outcome
+
+
+def check_same(found, hosted, tenant, *, reports: bool = True):
+    """Weights of the modules, both heads, and every number that was reported."""
+    if reports:
+        assert [r.losses for r in found[0]] == [r.losses for r in hosted[0]]
+        assert [r.validation for r in found[0]] == [r.validation for r in hosted[0]]
+    assert weights_hash(found[1].weights) == weights_hash(hosted[1].weights)
+    assert found[1].test == hosted[1].test
+    tenant.join(timeout=20)
+    assert tenant.error is None
+    for name, value in hosted[1].heads[TASK].state.items():
+        np.testing.assert_array_equal(tenant.outcome.head.state[name], value)
+
+
+def test_a_remote_tenant_trains_the_very_same_modules_and_head(tiny_plan, hosted, listener, start_tenant):
+    tenant = start_tenant()
+    found = finish(open_session(tiny_plan, listener), listener)
+    check_same(found, hosted, tenant)
+    assert tenant.outcome.version == "1.1-0123456789ab"
+    assert tenant.outcome.test == hosted[1].test[TASK]
+
+
+def test_the_head_never_comes_to_the_producer(tiny_plan, listener, start_tenant, monkeypatch):
+    """Neither published nor in a state; nothing that is sent up has as many numbers as the head."""
+    sent: list[Reply] = []
+    take = Exchange.take
+    monkeypatch.setattr(Exchange, "take", lambda self, reply: (sent.append(reply), take(self, reply)))
+    start_tenant()
+    _, outcome = finish(open_session(tiny_plan, listener), listener)
+    assert set(outcome.heads) == {"bright"}
+    assert outcome.state["consumers"][TASK] == {"kept_after": 6}
+    assert {name for reply in sent for name in reply.arrays} == {"gradient"}
+
+
+def test_labels_travel_sealed_to_the_tenants_own_key(tiny_plan, listener, start_tenant):
+    """A tenant with another key than the one it named cannot read them, and says so."""
+    tenant = start_tenant()
+    other = type(tenant.trainer._key).generate()
+    begin = tenant.trainer._works["begin"]
+
+    def lie(work):
+        fields, arrays = begin(work)
+        return {**fields, "key": other.public_key(TASK).raw.hex()}, arrays
+
+    tenant.trainer._works = {**tenant.trainer._works, "begin": lie}
+    with pytest.raises(ProtocolError, match="sealed to another key"):
+        open_session(tiny_plan, listener).start()
+
+
+class Flaky(httpx.BaseTransport):
+    """Loses requests on the way up, or answers on the way down, every so often."""
+
+    def __init__(self, *, up: int, down: int) -> None:
+        self._real, self._up, self._down, self._n = httpx.HTTPTransport(), up, down, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._n += 1
+        if self._n % self._up == 0:
+            raise httpx.ConnectError("lost on the way up")
+        response = self._real.handle_request(request)
+        if self._n % self._down == 0:
+            response.read()
+            raise httpx.ReadError("lost on the way down")
+        return response
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def test_lost_requests_and_lost_answers_change_nothing(tiny_plan, hosted, listener, tenants, start_tenant):
+    """An answer that was lost is asked for again; the step was applied once, on both sides."""
+    transport = Flaky(up=5, down=3)
+    link = Link(listener.url, tenants.token, transport=transport, patience=Patience(first_s=0.001, longest_s=0.001))
+    tenant = start_tenant(link=link)
+    check_same(finish(open_session(tiny_plan, listener), listener), hosted, tenant)
+    assert transport._n > 30
+
+
+def test_a_tenant_that_is_started_anew_goes_on_from_the_last_state(tiny_plan, hosted, listener, start_tenant, tmp_path):
+    """Its first process stops in the second epoch; the session takes all parties back to the state of the first."""
+    first = start_tenant()
+    seen: list[int] = []
+
+    def stop_at(step: int) -> Any:
+        learn = first.trainer._works["learn"]
+
+        def until(work):
+            if work.fields["step"] == step:
+                raise KeyboardInterrupt
+            seen.append(work.fields["step"])
+            return learn(work)
+
+        return until
+
+    first.trainer._works = {**first.trainer._works, "learn": stop_at(4)}
+    stages: list[str] = []
+
+    class Observer:
+        def on_step(self, report):
+            pass
+
+        def on_epoch(self, report):
+            pass
+
+        def on_stage(self, title):
+            stages.append(title)
+
+    session = open_session(tiny_plan, listener, observers=(Observer(),))
+    second: list[Any] = []
+    import threading
+
+    def restart():
+        first.join()
+        second.append(start_tenant())
+
+    threading.Thread(target=restart).start()
+    found = finish(session, listener)
+    assert isinstance(first.error, KeyboardInterrupt)
+    check_same(found, hosted, second[0])
+    assert len(stages) == 1
+    assert "started anew" in stages[0]
+    assert "going on from step 3" in stages[0]
+
+
+def test_a_producer_that_is_started_anew_goes_on_from_its_checkpoint(tiny_plan, hosted, listener, start_tenant):
+    """The tenant's process lives on, and goes back to the state that it kept itself."""
+    tenant = start_tenant()
+    saved: list[dict[str, Any]] = []
+    dying = open_session(tiny_plan, listener, save=lambda _, state: saved.append(state))
+    dying.start()
+    dying.run_epoch()
+    dying.train_step()
+    found = finish(open_session(tiny_plan, listener), listener, saved[0])
+    check_same(found, hosted, tenant, reports=False)
+    assert found[0][-1].losses == hosted[0][-1].losses
+
+
+def test_a_tenant_without_its_states_is_told_apart(tiny_plan, listener, start_tenant, tmp_path):
+    tenant = start_tenant()
+    session = open_session(tiny_plan, listener)
+    session.start()
+    session.train_step()
+    for path in (tmp_path / "states").rglob("step-*"):
+        path.unlink()
+    with pytest.raises(ProtocolError, match="there is no state after step 3"):
+        session.load_state_dict(
+            {**session.state_dict(), "consumers": {"bright": {}, TASK: {"kept_after": 3}}}
+            | {"consumers": {**{"bright": session.consumers["bright"].state_dict().result()}, TASK: {"kept_after": 3}}}
+        )
+    assert tenant.error is None
+
+
+def test_a_state_with_a_hosted_head_is_no_remote_tenants(tiny_plan, listener):
+    consumer = open_session(tiny_plan, listener).consumers[TASK]
+    with pytest.raises(CheckpointError, match="resume without --remote"):
+        consumer.load_state_dict({"head": {}, "step": 3})
+
+
+def test_a_second_process_takes_over_and_the_first_is_told(tiny_plan, listener, start_tenant):
+    first = start_tenant()
+    session = open_session(tiny_plan, listener)
+    session.start()
+    second = start_tenant()
+    session.run()
+    first.join(timeout=20)
+    assert isinstance(first.error, AnswerError)
+    assert "not needed any more" in str(first.error)
+    listener.tell({TASK: {"version": None, "reason": "enough"}})
+    second.join(timeout=20)
+    assert second.outcome.reason == "enough"
+
+
+def test_a_tenant_that_stays_away_is_lost_and_not_waited_for_for_ever(tiny_plan, listener):
+    listener.exchanges[TASK].patience_s = 0.3
+    with pytest.raises(PartyLostError, match=f"tenant of task '{TASK}' was not heard of"):
+        open_session(tiny_plan, listener, recoveries=1).start()
+
+
+@pytest.mark.parametrize(("precision", "off"), [("fp16", 5e-3), ("int8", 2e-1)])
+def test_a_narrow_wire_costs_little(tiny_plan, hosted, listener, start_tenant, precision, off):
+    start_tenant(precision=precision)
+    reports, _ = finish(open_session(tiny_plan, listener), listener)
+    assert reports[0].losses[TASK] == pytest.approx(hosted[0][0].losses[TASK], rel=off)
+    assert reports[-1].losses[TASK] < 0.5 * reports[0].losses[TASK]
+
+
+def test_half_precision_keeps_gradients_that_are_too_small_for_it(tiny_plan, monkeypatch):
+    """Of a mean over a large batch they are below 6e-8, the smallest that float16 has."""
+    from serve.remote.messages import Work, gradient_reply, read_gradient
+
+    contract = open_session(tiny_plan).producer.offers()[TASK].contract
+    rng = np.random.default_rng(0)
+    rows = (1e-9 * rng.standard_normal((4, *contract.shape))).astype(np.float32)
+    gradient = FeatureGradient(contract=contract, step=0, gradient=rows, loss=0.5)
+    fields, arrays = gradient_reply(gradient, "fp16")
+    body = Reply(process="p", precision="fp16", fields=fields, arrays=arrays).to_bytes()
+    assert len(body) < rows.nbytes
+    found = read_gradient(contract, Reply.from_bytes(body, max_bytes=len(body), max_values=rows.size))
+    np.testing.assert_allclose(found.gradient, rows, rtol=1e-3, atol=1e-3 * np.abs(rows).max())
+    assert Work(sitting="s", number=0, kind="learn", arrays={"features": rows}).answer_values == rows.size
+
+
+def test_a_remote_tenant_that_sends_no_gradient_of_its_task_is_in_quarantine(tiny_plan, listener, start_tenant):
+    """The guard judges what comes over HTTP as it judges what comes from an actor."""
+    plan = dataclasses.replace(tiny_plan, config=dataclasses.replace(tiny_plan.config, epochs=20))
+    tenant = start_tenant()
+    learn = tenant.trainer._works["learn"]
+
+    def blind(work):
+        fields, arrays = learn(work)
+        return fields, {"gradient": np.ones_like(arrays["gradient"])}
+
+    tenant.trainer._works = {**tenant.trainer._works, "learn": blind}
+    session = open_session(plan, listener)
+    session.start()
+    session.run()
+    assert "do not follow its labels" in session.quarantined[TASK]
+    assert set(session.finish().test) == {"bright"}
+
+
+def test_a_tenant_that_diverges_is_known_to_have_done_so(tiny_plan, listener, start_tenant):
+    tenant = start_tenant()
+    plan = dataclasses.replace(tiny_plan, data=tiny_training_data_of(TASK))
+    session = open_session(plan, listener)
+    session.start()
+    tenant.trainer._table.consumer._loss = lambda logits, targets: logits.sum() * float("nan")
+    with pytest.raises(NonFiniteLossError, match=f"the loss of task '{TASK}' is nan at step 0"):
+        session.train_step()
+
+
+def tiny_training_data_of(task: str):
+    from tiny import tiny_training_data
+
+    return tiny_training_data((task,))
+
+
+def test_a_subset_is_evaluated_in_parts(tiny_plan, listener, start_tenant, monkeypatch):
+    """The metrics are those of the whole, whatever the size of the parts."""
+    start_tenant()
+    session = open_session(tiny_plan, listener)
+    session.start()
+    whole = session.evaluate("test")
+    monkeypatch.setattr(remote_consumer, "PART_BYTES", 1)
+    assert session.evaluate("test") == whole
+
+
+def test_a_wrong_gradient_shape_ends_in_quarantine_and_not_in_a_crash(tiny_plan, listener, start_tenant):
+    tenant = start_tenant()
+    learn = tenant.trainer._works["learn"]
+    tenant.trainer._works = {
+        **tenant.trainer._works,
+        "learn": lambda work: (learn(work)[0], {"gradient": np.zeros((1, 2), np.float32)}),
+    }
+    session = open_session(tiny_plan, listener)
+    session.start()
+    session.train_step()
+    assert "must have shape" in session.quarantined[TASK]
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer mm_0000000000000000_" + 43 * "A", "Basic abc"])
+def test_nobody_trains_without_a_token(listener, authorization):
+    headers = {} if authorization is None else {"Authorization": authorization}
+    answer = httpx.post(f"{listener.url}/tasks/{TASK}/training", headers=headers, content=b"")
+    assert answer.status_code == 401
+
+
+def test_a_task_that_was_not_granted_and_one_that_is_not_trained_answer_alike(listener, tenants, tmp_path):
+    tenants.registry.grant("acme", "other")
+    answers = [
+        httpx.post(f"{listener.url}/tasks/{task}/training", headers={"Authorization": f"Bearer {tenants.token}"})
+        for task in ("other", "unknown", "bright")
+    ]
+    assert {answer.status_code for answer in answers} == {404}
+    assert len({answer.text for answer in answers}) == 1
+
+
+def test_a_token_that_is_revoked_meanwhile_is_refused_from_the_next_step_on(tiny_plan, listener, tenants, start_tenant):
+    tenant = start_tenant()
+    listener.exchanges[TASK].patience_s = 0.5
+    session = open_session(tiny_plan, listener, recoveries=0)
+    session.start()
+    session.train_step()
+    tenants.registry.revoke("acme")
+    with pytest.raises(PartyLostError):
+        session.run()
+    tenant.join(timeout=20)
+    assert isinstance(tenant.error, (RefusedError, NotServedError))
+
+
+def test_a_step_is_no_request_of_the_minutes_quota(tiny_plan, listener, tenants, start_tenant):
+    tenants.registry.set_rate("acme", 2)
+    tenant = start_tenant()
+    finish(open_session(tiny_plan, listener), listener)
+    tenant.join(timeout=20)
+    assert tenant.error is None
+
+
+def test_a_body_larger_than_the_answer_is_not_read(listener, tenants):
+    answer = httpx.post(
+        f"{listener.url}/tasks/{TASK}/training",
+        headers={"Authorization": f"Bearer {tenants.token}"},
+        content=bytes(1 << 20),
+    )
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80\x04N.", bytes(200), b'{"protocol": 1}', b"\xff" * 64])
+def test_what_is_no_message_is_refused_and_training_goes_on(tiny_plan, hosted, listener, tenants, start_tenant, body):
+    answer = httpx.post(
+        f"{listener.url}/tasks/{TASK}/training", headers={"Authorization": f"Bearer {tenants.token}"}, content=body
+    )
+    assert answer.status_code == 400
+    tenant = start_tenant()
+    check_same(finish(open_session(tiny_plan, listener), listener), hosted, tenant)
+
+
+def test_the_consumer_refuses_what_a_hosted_one_refuses(tiny_plan, listener, start_tenant):
+    """A step out of order, from whoever sits in between."""
+    start_tenant()
+    session = open_session(tiny_plan, listener)
+    session.start()
+    batch: FeatureBatch = session.producer.features(0)[TASK].result()
+    with pytest.raises(ProtocolError, match="it was sent step 5"):
+        session.consumers[TASK].learn(Ready(dataclasses.replace(batch, step=5))).result()
