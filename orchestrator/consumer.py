@@ -109,7 +109,7 @@ class Consumer:
         return self.report(batch.subset, batch.example_ids, self.logits(batch))
 
     def report(self, subset: str, example_ids: IdArray, logits: NDArray[np.float32]) -> EvaluationReport:
-        """The task's metrics of these (B, n_outputs) logits or (B, C, H, W) maps, which may have been computed part by part."""
+        """The task's metrics of these (B, n_outputs) logits or maps (B, C, H, W), computed part by part or at once."""
         labels = self._labels_of(subset, example_ids)
         metrics = compute_metrics(self._offer.spec, logits, labels)
         return EvaluationReport(task=self.task, subset=subset, n_examples=len(labels), metrics=metrics)

@@ -1,8 +1,8 @@
 """A published task as something that answers: encoded image in, feature out.
 
 The pixels, u and z of an image are those of evaluation (`orchestrator.evaluation.collect`): the same decoding, u
-rounded to float16 as the feature cache holds it, and for a bounded feature the same keyed noise. A private task cannot
-be loaded.
+rounded to float16 as the feature cache holds it, and for a bounded feature the same noise, if it is keyed. A private
+task cannot be loaded.
 
 Axes: B images, S pixels a side, C channels, H and W of a feature.
 """
@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskRecord
 from orchestrator.errors import DataError, NonFiniteFeatureError, PrivacyRefusal
 from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.network import freeze, pick_device
-from orchestrator.privacy.bounded.channel import ChannelConfig
-from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey, keyed_normal
+from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
 from orchestrator.privacy.guarantee import Guarantee
-from orchestrator.release import published_version, released
+from orchestrator.release import PublishedRelease
 from orchestrator.runs.noise import noise_key_path
 from orchestrator.runs.publishing import network_of
 from serve.versions import served_version
@@ -109,22 +108,6 @@ class EncoderModel:
         return found
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Release:
-    """How a bounded feature leaves: its channel, and where its noise comes from."""
-
-    channel: ChannelConfig
-    key: NoiseKey = field(repr=False)
-    task: str
-    noise_version: str
-    """See `orchestrator.release.published_version`."""
-
-    def noisy(self, s: Tensor, images: ImageDigests) -> Tensor:
-        """z of s, of (B, d, 1, 1), for these images."""
-        noise = keyed_normal(self.key, task=self.task, version=self.noise_version, channel=self.channel, images=images)
-        return released(s, noise, self.channel.noise)
-
-
 class ModuleModel:
     """g_i of one published task, frozen, and what leaves the producer behind it. Many threads may use it."""
 
@@ -134,7 +117,7 @@ class ModuleModel:
         card: TaskCard,
         *,
         image_size: int,
-        release: Release | None,
+        release: PublishedRelease | None,
         device: torch.device,
         arithmetic: Arithmetic = "fp32",
     ) -> None:
@@ -248,15 +231,10 @@ def card_of(encoder: EncoderRecord, record: TaskRecord) -> TaskCard:
 
 def _release(
     catalog: Catalog, encoder: EncoderRecord, record: TaskRecord, config: ModuleConfig, storage: Path
-) -> Release | None:
+) -> PublishedRelease | None:
     if config.channel is None:
         return None
-    return Release(
-        channel=config.channel,
-        key=NoiseKey.load(noise_key_path(storage, catalog.name)),
-        task=record.spec.name,
-        noise_version=published_version(encoder, record),
-    )
+    return PublishedRelease.of(encoder, record, NoiseKey.load(noise_key_path(storage, catalog.name)))
 
 
 def _normalisation(encoder: EncoderRecord) -> Normalisation:

@@ -187,7 +187,7 @@ class TaskService:
         lane = self.lanes.lane_of(image)
         pixels, digest = await asyncio.to_thread(self._decoded, lane, image)
         z = None
-        if lane.module.release is not None:
+        if lane.module.release is not None and not lane.module.release.fresh:
             # What is sampled once is not sampled again: the last digit of s may differ from one batch to another.
             z = await asyncio.to_thread(self._store.find, lane.version, digest)
         if z is None:
@@ -268,7 +268,7 @@ class TaskService:
         digests: Sequence[bytes] = ()
         if terms.bits is not None:
             assert self._key is not None and terms.noise_version is not None, "a bounded version has a noise key"
-            images = ImageDigests(tuple(feature.image for feature in found))
+            images = ImageDigests(tuple(_release_of(feature, fresh=terms.fresh) for feature in found))
             digests = release_digests(
                 self._key, tenant=admission.tenant, task=self.task, version=terms.noise_version, images=images
             )
@@ -308,10 +308,21 @@ class TaskService:
         return version
 
 
+def _release_of(feature: StoredFeature, *, fresh: bool) -> bytes:
+    """What is charged once: the image, whose noise is always the same; with fresh noise, this draw of it.
+
+    So what is read again costs nothing, and an image that is published again costs again where its noise is fresh.
+    """
+    if not fresh:
+        return feature.image
+    return hashlib.sha256(feature.image + feature.sequence.to_bytes(8, "big")).digest()
+
+
 def _terms(module: ModuleModel) -> VersionTerms:
     release = module.release
     return VersionTerms(
         version=module.card.version,
         bits=None if release is None else release.channel.bits_per_image,
-        noise_version=None if release is None else release.noise_version,
+        noise_version=None if release is None else release.version,
+        fresh=release is not None and release.fresh,
     )

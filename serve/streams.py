@@ -40,7 +40,8 @@ _SCHEMA: Final = (
     """CREATE TABLE versions (
         version TEXT PRIMARY KEY,
         bits REAL,
-        noise_version TEXT
+        noise_version TEXT,
+        fresh INTEGER NOT NULL
     ) STRICT""",
 )
 _LATEST: Final = """SELECT sequence, time_ms, version, image, shape, z FROM features
@@ -93,6 +94,8 @@ class VersionTerms:
     """Of one feature; None: it is not bounded, and costs none."""
     noise_version: str | None
     """Under which its noise was drawn, where it is bounded; see `orchestrator.release.published_version`."""
+    fresh: bool = False
+    """Whether each number of the stream has noise of its own, so that an image that comes again costs again."""
 
 
 class FeatureStore(SharedLedgerFile):
@@ -130,8 +133,8 @@ class FeatureStore(SharedLedgerFile):
     def remember(self, terms: VersionTerms) -> None:
         """Note a version before its first feature. Raises `LedgerError` if it was known under other terms."""
         with self._transaction() as db:
-            row = (terms.version, terms.bits, terms.noise_version)
-            db.execute("INSERT OR IGNORE INTO versions VALUES (?, ?, ?)", row)
+            row = (terms.version, terms.bits, terms.noise_version, int(terms.fresh))
+            db.execute("INSERT OR IGNORE INTO versions VALUES (?, ?, ?, ?)", row)
             if db.execute("SELECT * FROM versions WHERE version = ?", row[:1]).fetchone() != row:
                 raise LedgerError(
                     f"version {terms.version} is in {self.path} under other terms: a version never changes"
@@ -143,7 +146,7 @@ class FeatureStore(SharedLedgerFile):
             row = db.execute("SELECT * FROM versions WHERE version = ?", (version,)).fetchone()
         if row is None:
             raise LedgerError(f"version {version} is not in {self.path}")
-        return VersionTerms(version=row[0], bits=row[1], noise_version=row[2])
+        return VersionTerms(version=row[0], bits=row[1], noise_version=row[2], fresh=bool(row[3]))
 
     def knows(self, version: str) -> bool:
         """Whether that version was ever remembered."""

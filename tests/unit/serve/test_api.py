@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -229,6 +230,23 @@ def test_a_bounded_feature_that_is_in_the_stream_is_not_computed_again(shop, cam
     bodies = [features(digit.post("/features", content=file, headers=camera | FP32))[0] for file in (one, two, one)]
     assert len(computed) == 2
     np.testing.assert_array_equal(bodies[0]["z"], bodies[2]["z"])
+
+
+def test_with_fresh_noise_an_image_that_comes_again_is_another_draw_and_costs_again(shop, camera):
+    bob = shop.token("bob", "tenant", digit=["read"])
+    lane = shop.lane("digit")
+    lane.module.release = replace(lane.module.release, fresh=True)
+    digit = shop.client("digit", lanes=Lanes(current=lane))
+    file = png(digit_images(1)[0])
+    with BitLedger(shop.places.bits) as ledger:
+        ledger.set_limit("bob", "digit", 8)
+        first, second = (features(digit.post("/features", content=file, headers=camera | FP32))[0]["z"] for _ in "12")
+        assert (first != second).mean() > 0.5
+        for _ in range(2):
+            assert features(digit.get("/features", headers=bob | FP32))[0]["z"].shape[0] == 2
+            assert ledger.spent("bob", "digit") == pytest.approx(8), "what is read again is the same draw"
+        digit.post("/features", content=file, headers=camera)
+        problem(digit.get("/features", params={"after": 2}, headers=bob), 403, "quota")
 
 
 def test_without_a_limit_of_bits_nothing_that_is_bounded_is_released(shop, camera):
