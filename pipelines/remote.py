@@ -48,10 +48,10 @@ def remote_tenants(
         yield RemoteTenants(observer=observer)
         return
     from serve.remote.listener import Endpoint, Listener
-    from serve.tenants.gate import Gate
+    from serve.tenants.gate import Gate, Places
 
     endpoint = Endpoint.parse(settings.remote, certificate=settings.remote_certificate, key=settings.remote_key)
-    gate = Gate(settings.tenants or runtime.storage_path / "tenants.db")
+    gate = Gate(settings.tenants or Places.in_storage(runtime.storage_path).registry)
     with Listener(tuple(tasks), endpoint, gate, patience_s=settings.remote_patience_s) as listener:
         observer.on_stage(f"tenants of {', '.join(tasks)} are waited for at {listener.url}")
 

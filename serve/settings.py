@@ -148,7 +148,7 @@ class SourceSettings:
     evaluation: Path | None = None
     """The evaluation.json whose leakage the metadata tells. Default: the encoder's newest in the storage folder."""
     registry: Path | None = None
-    """The file of tenants. Default: tenants.db in the storage folder."""
+    """The file of tenants. Default: tenants/registry.db in the storage folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from serve.deployment.state import Deployed, Deployments
 from serve.leakage import newest_evaluation
 from serve.model import check_may_be_served
 from serve.settings import DeployUp, EntranceSettings, Place, SourceSettings
+from serve.tenants.gate import Places
+from serve.tenants.tls import self_signed
 from serve.versions import served_version
 
 Say = Callable[[str], None]
@@ -38,7 +39,7 @@ def catalog_of(settings: Place, source: SourceSettings) -> Catalog:
 
 def registry_of(settings: Place, source: SourceSettings) -> Path:
     """The file of tenants."""
-    return (source.registry or settings.storage_path / "tenants.db").expanduser().absolute()
+    return (source.registry or Places.in_storage(settings.storage_path).registry).expanduser().absolute()
 
 
 def wanted_tasks(settings: DeployUp, catalog: Catalog, deployments: Deployments, say: Say) -> dict[str, Deployed]:
@@ -97,9 +98,7 @@ def entrance_of(settings: EntranceSettings, folder: Path, *, there: Entrance | N
     elif settings.tls == "files":
         certificate, key = (str(path.expanduser().absolute()) for path in (settings.certificate, settings.key) if path)
     elif settings.tls == "self-signed" and certificate is None:
-        made = importlib.import_module("serve.tenants.tls").self_signed(
-            folder / "tls", [settings.host or base.host, "localhost", "127.0.0.1"]
-        )
+        made = self_signed(folder / "tls", [settings.host or base.host, "localhost", "127.0.0.1"])
         certificate, key = (str(path) for path in made)
     haproxy = settings.haproxy == "on"
     if settings.haproxy == "auto":

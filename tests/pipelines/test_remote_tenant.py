@@ -17,6 +17,7 @@ from orchestrator.checkpoint import load_weights, weights_hash
 from pipelines import add_task, export_head
 from pipelines.command import execute
 from serve.edge.head import Head
+from serve.tenants.gate import Places
 from serve.tenants.registry import Registry
 
 BLOCKED = ("ray", "mlflow", "opacus", "fastapi", "uvicorn", "sklearn", "scipy", "pandas", "tyro", "cattrs", "pyarrow")
@@ -61,7 +62,7 @@ def start_tenant(folder: Path, port: int, token: str, *flags: str) -> subprocess
 
 @pytest.fixture
 def token(home):
-    registry = Registry(home / "tenants.db")
+    registry = Registry(Places.in_storage(home).registry)
     issued = registry.add("acme", role="tenant")
     registry.grant("acme", "glasses")
     registry.close()

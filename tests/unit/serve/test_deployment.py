@@ -45,7 +45,7 @@ ONE, TWO, THREE = (VersionArgs(encoder_version=str(n), version=f"{n}.1-{str(n) *
 
 def deployed(task: str = "loop", **changes: object) -> Deployed:
     source = CatalogArgs(tracking_uri="sqlite:////home/p/mlflow.db", catalog="digits", storage="/home/p")
-    given = {"registry": "/home/p/tenants.db", "streams": "/home/p/serving/streams", "current": ONE, **changes}
+    given = {"registry": "/home/p/tenants/registry.db", "streams": "/home/p/serving/streams", "current": ONE, **changes}
     return Deployed(args=TaskArgs(task=task, source=source, **given))
 
 
@@ -323,7 +323,8 @@ def test_the_manifest_has_the_config_inside_with_the_paths_of_the_volume():
     inner = yaml.safe_load(spec["serveConfigV2"])
     args = next(app for app in inner["applications"] if app["name"] == "task-loop")["args"]
     assert (
-        args["source"]["tracking_uri"] == "sqlite:////storage/mlflow.db" and args["registry"] == "/storage/tenants.db"
+        args["source"]["tracking_uri"] == "sqlite:////storage/mlflow.db"
+        and args["registry"] == "/storage/tenants/registry.db"
     )
     assert "/home/p" not in str(manifest) and inner["http_options"]["host"] == "0.0.0.0"
     container = spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
