@@ -319,7 +319,7 @@ class RemoteSettings:
     remote_patience_s: float = 600.0
     """So many seconds may pass without a word of the tenant before it counts as lost."""
     tenants: Path | None = None
-    """The tenants' registry, which says whose token may train what. Default: tenants/registry.db in the storage folder."""
+    """The tenants' registry, which says whose token may train what. Default: tenants/registry.db in the storage."""
 
     def __post_init__(self) -> None:
         if not self.remote_patience_s > 0:

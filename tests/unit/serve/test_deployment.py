@@ -322,10 +322,8 @@ def test_the_manifest_has_the_config_inside_with_the_paths_of_the_volume():
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayService")
     inner = yaml.safe_load(spec["serveConfigV2"])
     args = next(app for app in inner["applications"] if app["name"] == "task-loop")["args"]
-    assert (
-        args["source"]["tracking_uri"] == "sqlite:////storage/mlflow.db"
-        and args["registry"] == "/storage/tenants/registry.db"
-    )
+    assert args["source"]["tracking_uri"] == "sqlite:////storage/mlflow.db"
+    assert args["registry"] == "/storage/tenants/registry.db"
     assert "/home/p" not in str(manifest) and inner["http_options"]["host"] == "0.0.0.0"
     container = spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "registry.example/m:1" and {"name": "A", "value": "1"} in container["env"]
