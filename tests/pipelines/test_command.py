@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 
 import pytest
@@ -100,16 +101,15 @@ def test_the_help_explains_every_flag(capsys):
         assert flag in text
 
 
-def test_without_the_cluster_packages_a_command_says_what_to_install(capsys, monkeypatch):
-    import builtins
-
-    real = builtins.__import__
+@pytest.mark.parametrize("settings", ["TrainSettings", "orchestrator.sweep.settings:SweepSettings"])
+def test_without_the_cluster_packages_a_command_says_what_to_install(capsys, monkeypatch, settings):
+    real = importlib.import_module
 
     def without_torch(name, *rest):
-        if name == "orchestrator" and rest and rest[2] and "settings" in rest[2]:
+        if name.startswith("orchestrator") and name.endswith("settings"):
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
         return real(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", without_torch)
-    assert execute("TrainSettings", raise_it(None), [], prog="train.py") == 2
+    monkeypatch.setattr(importlib, "import_module", without_torch)
+    assert execute(settings, raise_it(None), [], prog="x.py") == 2
     assert "pip install 'metamorphosis-ray[cluster]'" in capsys.readouterr().err
