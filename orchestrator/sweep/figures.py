@@ -25,6 +25,7 @@ _TITLES = {
 }
 _SMALLEST, _LARGEST = 30.0, 260.0
 """Areas of the dots, in points squared."""
+_TICKS = 8
 
 
 def pareto_figure(result: Result) -> Figure | None:
@@ -47,12 +48,16 @@ def pareto_figure(result: Result) -> Figure | None:
         drawn = ax.scatter(
             *_places(private, x, y),
             s=_areas(private, found),
-            c=[c.mean("epsilon") for c in private],
+            c=[_asked(c) for c in private],
             cmap="viridis",
             norm=_scale(private),
             zorder=3,
         )
-        figure.colorbar(drawn, ax=ax, label="epsilon (smaller: more private training images)")
+        bar = figure.colorbar(drawn, ax=ax, label="epsilon (smaller: more private training images)")
+        asked = sorted({_asked(c) for c in private})
+        bar.set_ticks(asked if len(asked) <= _TICKS else [asked[0], asked[-1]])
+        bar.set_ticklabels([shown(float(f"{tick:.3g}")) for tick in bar.get_ticks()])
+        bar.minorticks_off()
     front = sorted((c for c in result.front if c in found), key=lambda c: x.scale * c.mean(x.name))
     if front:
         places = _places(front, x, y)
@@ -149,10 +154,15 @@ def _areas(some: Sequence[Configuration], of: Sequence[Configuration]) -> list[f
     return [_SMALLEST + (_LARGEST - _SMALLEST) * ((size(c) - low) / span if span else 0.3) for c in some]
 
 
+def _asked(configuration: Configuration) -> float:
+    """Epsilon as it was asked for: trainings of one budget end a hair apart."""
+    return configuration.point.epsilon or math.inf
+
+
 def _scale(private: Sequence[Configuration]) -> Any:
     from matplotlib.colors import LogNorm
 
-    low, high = min(c.mean("epsilon") for c in private), max(c.mean("epsilon") for c in private)
+    low, high = min(map(_asked, private)), max(map(_asked, private))
     return LogNorm(vmin=low, vmax=high if high > low else low * 1.01)
 
 

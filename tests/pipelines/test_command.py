@@ -101,7 +101,10 @@ def test_the_help_explains_every_flag(capsys):
         assert flag in text
 
 
-@pytest.mark.parametrize("settings", ["TrainSettings", "serve.tenants.settings:TenantsSettings"])
+@pytest.mark.parametrize(
+    "settings",
+    ["TrainSettings", "orchestrator.sweep.settings:SweepSettings", "serve.tenants.settings:TenantsSettings"],
+)
 def test_without_the_cluster_packages_a_command_says_what_to_install(capsys, monkeypatch, settings):
     real = importlib.import_module
 
