@@ -93,8 +93,6 @@ class Encoders:
         """Of those that are ready, in the catalog."""
         self.problems: dict[Need, str] = {}
         """Why one failed."""
-        self.trained: list[Need] = []
-        """In this process."""
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
@@ -113,6 +111,11 @@ class Encoders:
         if need in self.problems:
             return "failed"
         return "training" if need in self._running else "missing"
+
+    @property
+    def n_trained(self) -> int:
+        """By this sweep, in all its attempts."""
+        return int(self._folder.recall("trained", 0))
 
     @property
     def has_room(self) -> bool:
@@ -199,7 +202,7 @@ class Encoders:
         self._store.write_state(encoder_file(recipe.key), encoder.to_state(), kind=Encoder.KIND)
         self.versions[need] = self._known[recipe.key]
         self._budget.release(recipe.key)
-        self.trained.append(need)
+        self._folder.remember(trained=self.n_trained + 1)
         self._tell(need, "ready")
 
     def _publish(self, recipe: Recipe, encoder: Encoder, result: EncoderResult) -> None:

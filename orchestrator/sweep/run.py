@@ -127,7 +127,7 @@ class _Run:
             objectives=self.settings.chosen,
             plan=plan,
             trials=ordered(trials, self.points),
-            encoders_trained=self._count_trained(encoders),
+            encoders_trained=encoders.n_trained,
             spent=self._spent(plan),
             command=command,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -256,12 +256,6 @@ class _Run:
         return self.store.read_json(f"trials/{name}")
 
     # -- after ---------------------------------------------------------------------------------------------------------
-
-    def _count_trained(self, encoders: Encoders) -> int:
-        """In all attempts."""
-        trained = int(self.folder.recall("trained", 0)) + len(encoders.trained)
-        self.folder.remember(trained=trained)
-        return trained
 
     def _spent(self, plan: Plan) -> float:
         account = self._account()

@@ -351,8 +351,8 @@ def test_a_resumed_sweep_goes_on_under_its_new_parent_run(home, write_parquet, t
     monkeypatch.setattr(trial_module, "run_session", interrupted)
     flags = ["--data", write_parquet(), "--omega", "0,1", "--dp.epsilon", "2", *NO_ATTACKS]
     assert run_sweep(*flags) == 130
-    assert run_sweep(*flags, "--resume") == 0
-    assert len(calls) == 3
+    assert run_sweep(*flags, "--resume", "--out", str(tmp_path / "out")) == 0
+    assert len(calls) == 3 and result(tmp_path / "out")["encoders_trained"] == 1
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     experiment = client.get_experiment_by_name("metamorphosis-faces-sweep")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
