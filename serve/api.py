@@ -4,7 +4,6 @@ Every route asks the gate first; so does whatever is no route. Bodies are read p
 may be. An error says what is wrong with the request, and nothing of the server.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
@@ -17,14 +16,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from serve.bodies import read_body
 from serve.front import verb_of
 from serve.openapi import DESCRIPTION, ERRORS, FEATURES, IMAGE, METADATA, NOTHING_NEW, STREAM, with_security
 from serve.problems import Problem, no_such_task, problem_of, response_to
 from serve.service import STREAM_TYPE, Form, Page, TaskService
 from serve.tenants.gate import Admission, Verb
 
-_DISCARDED: Final = 4
-"""How many times the limit is read of a body that is too large, so that its sender reads the answer."""
 _GONE: Final = 499
 """What is counted where a client left before it was answered."""
 
@@ -42,7 +40,10 @@ def build_api(service: TaskService) -> FastAPI:
     async def publish(request: Request) -> Response:
         async def answer(admission: Admission) -> Response:
             form = _form(request)
-            page = await service.publish(admission, form, lambda: _body(request, service))
+            limits = service.limits
+            page = await service.publish(
+                admission, form, lambda: read_body(request, max_bytes=limits.max_body_bytes, seconds=limits.body_s)
+            )
             return _page(page)
 
         return await answers.to(request, "publish", answer, features=1)
@@ -177,37 +178,6 @@ def _page(page: Page | None) -> Response:
     return Response(
         page.body, headers={**_HEADERS, **page.headers, "Vary": "Accept, Accept-Encoding", "X-Features": numbers}
     )
-
-
-async def _body(request: Request, service: TaskService) -> bytes:
-    """The image. Raises `Problem` for one that is too large, too slow or under a content encoding."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "an image is sent as it is, without a content encoding")
-    limit = service.limits.max_body_bytes
-    found = bytearray()
-    too_large = _announced(request) > limit
-    read = 0
-    try:
-        async with asyncio.timeout(service.limits.body_s):
-            async for chunk in request.stream():
-                read += len(chunk)
-                if not too_large and read <= limit:
-                    found += chunk
-                    continue
-                too_large = True
-                found.clear()
-                if read > _DISCARDED * limit:
-                    break
-    except TimeoutError:
-        raise Problem(HTTPStatus.REQUEST_TIMEOUT, "the body was too slow") from None
-    if too_large:
-        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {limit:,} bytes")
-    return bytes(found)
-
-
-def _announced(request: Request) -> int:
-    length = request.headers.get("content-length", "0")
-    return int(length) if length.isdecimal() and len(length) < 20 else 0
 
 
 async def _until_refused(bodies: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -41,6 +41,7 @@ from serve.model import EncoderFeatures, EncoderModel, Features, ModuleModel
 from serve.service import Lane, Lanes, TaskService
 from serve.streams import FeatureStore
 from serve.tenants.gate import Gate
+from serve.traffic import Meters, TrafficMeter, traffic_folder
 from tasks.datasets.table import ImageArray
 
 _STUCK_S: Final = 60.0
@@ -89,12 +90,13 @@ class TaskEndpoint:
         key = noise_key_path(Path(args.source.storage), args.source.catalog)
         self._store = FeatureStore(Path(args.streams) / f"{args.task}.db", args.ring())
         self._gate = Gate(Path(args.registry))
+        self._traffic = TrafficMeter(traffic_folder(Path(args.streams).parent))
         self._service = TaskService(
             args.task,
             Lanes(current=lanes[0], canary=lanes[1] if lanes[1:] else None, share=args.share),
             store=self._store,
             gate=self._gate,
-            meter=RayMeter(),
+            meter=Meters(RayMeter(), self._traffic),
             noise_key=NoiseKey.load(key) if any(module.release for module in self._modules) or key.exists() else None,
             limits=args.limits(),
             leakage={

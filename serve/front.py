@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
+from serve.operator.routes import Office, add_operator_pages
 from serve.problems import no_such_task, problem_of, response_to
 from serve.tenants.gate import Gate, Verb
 
@@ -20,13 +21,21 @@ class FrontArgs(BaseModel):
 
     registry: str
     """File of the tenants' registry."""
+    folder: str | None = None
+    """Of what serving keeps, for the operator's page; None: there is no page."""
+    tls: bool = False
+    """Whether clients come by https."""
+    pictures: bool = False
+    """Whether the page may draw pictures that may show people."""
     pin: str | None = "node:__internal_head__"
     """As of `serve.arguments.ReplicaArgs`."""
 
 
-def build_front(gate: Gate) -> FastAPI:
-    """The app at the root, behind every task's: admitted or not, there is nothing."""
+def build_front(gate: Gate, office: Office | None = None) -> FastAPI:
+    """The app at the root, behind every task's: the operator's page; of all else, admitted or not, nothing."""
     front = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    if office is not None:
+        add_operator_pages(front, office)
 
     @front.api_route("/{path:path}", methods=_METHODS)
     async def nothing(request: Request, path: str) -> Response:

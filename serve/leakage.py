@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ def measured(path: Path, task: str) -> dict[str, Any] | None:
         "excess": _largest(rows, "excess"),
         "bits": _largest(rows, "leak_bits"),
     }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestReconstruction:
+    """Of the attackers that tried to get images back from one feature."""
+
+    attack: str
+    ssim: float
+    budget: str
+
+
+def reconstructed(path: Path, feature: str) -> BestReconstruction | None:
+    """The best attacker of that feature, a task's or ``encoder``; None if nobody tried, or all crashed."""
+    evaluation = _read(path)
+    for row in (evaluation.get("reconstruction") or {"rows": []})["rows"]:
+        scores = {attack["attack"]: attack["ssim"] for attack in row["attacks"]}
+        if row["feature"] == feature and row["best"] is not None:
+            return BestReconstruction(
+                attack=row["best"], ssim=float(scores[row["best"]]), budget=str(evaluation["budget"])
+            )
+    return None
 
 
 def _largest(rows: list[Mapping[str, Any]], key: str) -> float | None:

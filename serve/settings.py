@@ -158,6 +158,8 @@ class DeployUp(Place):
     source: Annotated[SourceSettings, _INLINE] = SourceSettings()
     entrance: Annotated[EntranceSettings, _INLINE] = EntranceSettings()
     endpoint: Annotated[EndpointSettings, _INLINE] = EndpointSettings()
+    pictures: bool = False
+    """Let the operator's page draw pictures of data sets that may show people. It stays as it is until `down --all`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -141,6 +141,11 @@ def render(page: Page) -> str:
         parts=_parts,
         not_measured=NOT_MEASURED,
     )
+    return printable(html)
+
+
+def printable(html: str) -> str:
+    """The same, with a sign in the place of every character that a page cannot hold or should not."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", html)
 
 

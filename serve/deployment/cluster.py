@@ -7,9 +7,8 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from orchestrator.cluster import cluster_cpus, ray_cluster
 from orchestrator.errors import ConfigError, DeploymentError, UnavailableError
 from serve.deployment.environment import Entrance, serve_environment, write_haproxy_script
 from serve.deployment.head import Head, HeadFile
+from serve.deployment.statuses import AppStatus, app_statuses
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -24,17 +24,6 @@ if TYPE_CHECKING:
 _POLL_S: Final = 0.5
 _LONGEST: Final = 600
 """Characters of what Serve says of a failure."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AppStatus:
-    """One app, as Serve tells it."""
-
-    state: str
-    """RUNNING, DEPLOYING, DEPLOY_FAILED, UNHEALTHY, DELETING."""
-    message: str
-    replicas: Mapping[str, int]
-    """Replica state to number."""
 
 
 class Cluster:
@@ -79,17 +68,7 @@ class Cluster:
 
     def status(self) -> dict[str, AppStatus]:
         """Every app by name."""
-        from ray import serve as ray_serve
-
-        found = {}
-        for name, app in ray_serve.status().applications.items():
-            told = [app.message, *(deployment.message for deployment in app.deployments.values())]
-            replicas: dict[str, int] = {}
-            for deployment in app.deployments.values():
-                for state, n in deployment.replica_states.items():
-                    replicas[str(state)] = replicas.get(str(state), 0) + n
-            found[name] = AppStatus(state=app.status.value, message=" ".join(filter(None, told)), replicas=replicas)
-        return found
+        return app_statuses()
 
     def handle(self, name: str, deployment: str) -> Any:
         """Of a deployment, for its methods that have no route."""

@@ -31,7 +31,6 @@ from serve.settings import (
     DeployUpdate,
     EntranceSettings,
     Place,
-    SourceSettings,
 )
 
 FRONT = "front"
@@ -45,7 +44,8 @@ def up(settings: DeployUp, say: Say) -> None:
         with _cluster(settings, settings.entrance) as cluster:
             everything = {**deployments.tasks, **wanted}
             cluster.check_room(sum(_cpus(one.args) for one in everything.values()))
-            cluster.ensure(FRONT, lambda: _front_app(settings, settings.source), route="/")
+            tls = cluster.head.entrance.certificate is not None
+            cluster.ensure(FRONT, lambda: _front_app(settings, tls=tls), route="/")
             for task, one in everything.items():
                 if task in wanted or task_app_name(task) not in cluster.status():
                     _bring(cluster, one, before=None)
@@ -227,10 +227,12 @@ def encoders_of(one: Deployed) -> list[EncoderArgs]:
     ]
 
 
-def _front_app(settings: Place, source: SourceSettings) -> Any:
+def _front_app(settings: DeployUp, *, tls: bool) -> Any:
     from serve.front_app import front_app
 
-    return front_app(FrontArgs(registry=str(registry_of(settings, source))))
+    registry = str(registry_of(settings, settings.source))
+    args = FrontArgs(registry=registry, folder=str(settings.folder), tls=tls, pictures=settings.pictures)
+    return front_app(args)
 
 
 def _cpus(args: TaskArgs) -> float:

@@ -6,8 +6,9 @@ kubectl apply -f rayservice.yaml                a cluster of Kubernetes with the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 from serve.arguments import encoder_app_name, route_of, task_app_name
 from serve.deployment.environment import Entrance
 from serve.deployment.operations import FRONT, encoders_of
-from serve.deployment.state import Deployments
+from serve.deployment.state import Deployed, Deployments
 from serve.front import FrontArgs
 
 _STORAGE: Final = "/storage"
@@ -41,7 +42,7 @@ def serve_config(deployments: Deployments, entrance: Entrance) -> dict[str, Any]
     apps = [
         *(_app(name, None, "serve.app:encoder_app", encoder) for name, encoder in sorted(encoders.items())),
         *(_app(task_app_name(one.task), route_of(one.task), "serve.app:task_app", one.args) for one in tasks),
-        *(_app(FRONT, "/", "serve.front_app:front_app", FrontArgs(registry=registry)) for registry in registries),
+        *(_app(FRONT, "/", "serve.front_app:front_app", _front(registry, tasks, entrance)) for registry in registries),
     ]
     return {
         "proxy_location": "HeadOnly",
@@ -95,6 +96,11 @@ def as_yaml(document: Mapping[str, Any]) -> str:
 
 
 _ANY: Final = "0.0.0.0"  # noqa: S104 - of a pod; the Service in front decides who gets there
+
+
+def _front(registry: str, tasks: Sequence[Deployed], entrance: Entrance) -> FrontArgs:
+    folder = str(Path(tasks[0].args.streams).parent)
+    return FrontArgs(registry=registry, folder=folder, tls=entrance.certificate is not None)
 
 
 def _app(name: str, route: str | None, path: str, args: BaseModel) -> dict[str, Any]:

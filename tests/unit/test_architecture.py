@@ -49,7 +49,9 @@ def test_only_the_shells_import_ray():
         "serve/app.py",
         "serve/front_app.py",
         "serve/metrics.py",
+        "serve/operator/app.py",
         "serve/deployment/cluster.py",
+        "serve/deployment/statuses.py",
     }
 
 

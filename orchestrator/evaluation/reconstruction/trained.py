@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from orchestrator.evaluation.attacks.base import FloatArray
 from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
 from orchestrator.evaluation.reconstruction.base import ReconstructionInput, pixels, require_positive
 from orchestrator.evaluation.reconstruction.decoders import DECODERS, build_decoder, decode
@@ -36,6 +37,22 @@ def _l1(x: Tensor, target: Tensor) -> Tensor:
 
 LOSSES: Mapping[str, Loss] = {"mse": _mse, "mse_ssim": _mse_ssim, "l1": _l1}
 """mse_ssim is MSE + 0.05 (1 - SSIM)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FittedDecoder:
+    """A decoder after its training: features in, images out."""
+
+    network: nn.Module = field(repr=False)
+    standardiser: Standardiser | None = field(repr=False)
+    device: str
+
+    def __call__(self, z: FloatArray) -> Tensor:
+        """(N, 3, S, S) pixels in [0, 1] of (N, C, H, W), or of (N, D) for features that are vectors."""
+        maps = as_maps(z)
+        if self.standardiser is not None:
+            maps = self.standardiser(maps)
+        return decode(self.network, maps.to(self.device))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +91,15 @@ class TrainedDecoder:
 
     def run(self, data: ReconstructionInput) -> Tensor:
         """(N, 3, S, S) for all test rows."""
-        train_z, validation_z, test_z = (t.to(data.device) for t in self._features(data))
+        return self.fit(data)(data.test_z)
+
+    def fit(self, data: ReconstructionInput) -> FittedDecoder:
+        """Learn from the training rows, and choose by the validation rows; no test row is looked at."""
+        train_z, validation_z = as_maps(data.train_z), as_maps(data.validation_z)
+        standardiser = Standardiser.of(train_z) if self.standardise else None
+        if standardiser is not None:
+            train_z, validation_z = standardiser(train_z), standardiser(validation_z)
+        train_z, validation_z = train_z.to(data.device), validation_z.to(data.device)
         train_x = pixels(data.train_x).to(data.device)
         decoder = build_decoder(
             self.kind,
@@ -86,14 +111,7 @@ class TrainedDecoder:
         decoder.load_state_dict(
             self._train(decoder, data.seed, (train_z, train_x), (validation_z, pixels(data.validation_x)))
         )
-        return decode(decoder, test_z)
-
-    def _features(self, data: ReconstructionInput) -> tuple[Tensor, Tensor, Tensor]:
-        train, validation, test = (as_maps(z) for z in (data.train_z, data.validation_z, data.test_z))
-        if not self.standardise:
-            return train, validation, test
-        standardise = Standardiser.of(train)
-        return standardise(train), standardise(validation), standardise(test)
+        return FittedDecoder(network=decoder, standardiser=standardiser, device=data.device)
 
     def _train(
         self, decoder: nn.Module, seed: int, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]
