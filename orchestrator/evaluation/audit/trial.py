@@ -147,6 +147,7 @@ class Case:
                 inputs=CachedInputs(features, None, rows, seed=0),
                 dissimilarity=DissimilarityConfig(omega=0.0),
                 fixed=None,
+                feature_shape=(1, 1, 1),  # of no consequence: nothing is kept apart, and no channel bounds it
                 **common,
             )
             results.append(("modules", _run(training)))
