@@ -53,11 +53,13 @@ def pareto_figure(result: Result) -> Figure | None:
             norm=_scale(private),
             zorder=3,
         )
-        bar = figure.colorbar(drawn, ax=ax, label="epsilon (smaller: more private training images)")
-        asked = sorted({_asked(c) for c in private})
-        bar.set_ticks(asked if len(asked) <= _TICKS else [asked[0], asked[-1]])
-        bar.set_ticklabels([shown(float(f"{tick:.3g}")) for tick in bar.get_ticks()])
-        bar.minorticks_off()
+        if len(asked := sorted({_asked(c) for c in private})) == 1:
+            drawn.set_label(f"epsilon {asked[0]:g}")
+        else:
+            bar = figure.colorbar(drawn, ax=ax, label="epsilon (smaller: more private training images)")
+            bar.set_ticks(asked if len(asked) <= _TICKS else [asked[0], asked[-1]])
+            bar.set_ticklabels([shown(float(f"{tick:.3g}")) for tick in bar.get_ticks()])
+            bar.minorticks_off()
     front = sorted((c for c in result.front if c in found), key=lambda c: x.scale * c.mean(x.name))
     if front:
         places = _places(front, x, y)

@@ -134,7 +134,7 @@ def test_figures_have_every_configuration_and_ring_the_front():
     drawn = draw(result())
     axes = drawn.figures["pareto"].axes[0]
     labels = {c.get_label(): len(c.get_offsets()) for c in axes.collections if not c.get_label().startswith("_")}
-    assert labels == {"without DP": 2, "no other beats it": 4}
+    assert labels == {"without DP": 2, "epsilon 2": 2, "no other beats it": 4}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("excess leakage, points", "utility, %")
     response = drawn.figures["response"]
     assert len(response.axes) == 4, "two objectives over two parameters"
