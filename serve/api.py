@@ -33,7 +33,13 @@ Handler = Callable[[Admission], Awaitable[Response]]
 
 def build_api(service: TaskService) -> FastAPI:
     """The routes, below wherever the app is mounted."""
-    api = FastAPI(title=f"Features of task {service.task}", openapi_url=None, docs_url=None, redoc_url=None)
+    api = FastAPI(
+        title=f"Features of task {service.task}",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect comes before the gate, and says that there is a task
+    )
     answers = _Answers(service)
 
     @api.post("/features", **FEATURES, openapi_extra=IMAGE, summary="Publish an image's feature")

@@ -1,17 +1,15 @@
 """What answers below no served task: the same as a task that is somebody else's."""
 
 import asyncio
-from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
 
 from serve.operator.routes import Office, add_operator_pages
 from serve.problems import no_such_task, problem_of, response_to
 from serve.tenants.gate import Gate, Verb
-
-_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 class FrontArgs(BaseModel):
@@ -32,14 +30,18 @@ class FrontArgs(BaseModel):
 
 
 def build_front(gate: Gate, office: Office | None = None) -> FastAPI:
-    """The app at the root, behind every task's: the operator's page; of all else, admitted or not, nothing."""
-    front = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    """The app at the root, behind every task's: the operator's page; of all else, admitted or not, nothing.
+
+    What is nothing has no route, so that no method, however odd, is answered otherwise than below a served task.
+    """
+    front = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     if office is not None:
         add_operator_pages(front, office)
 
-    @front.api_route("/{path:path}", methods=_METHODS)
-    async def nothing(request: Request, path: str) -> Response:
-        task = path.split("/")[1] if path.startswith("tasks/") else ""
+    @front.exception_handler(HTTPException)
+    async def nothing(request: Request, _: HTTPException) -> Response:
+        path = request.url.path
+        task = path.split("/")[2] if path.startswith("/tasks/") else ""
         verb = verb_of(request)
         try:
             admission = await asyncio.to_thread(gate.admit, request.headers.get("authorization"), task=task, verb=verb)

@@ -3,83 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from deployed import Operator
 from served import Shop, digit_images, png
-from tiny import ROOT
 
 from serve.codec import decode, media_type
 from serve.deployment.head import HeadFile
 
 FP32 = {"Accept": media_type("fp32")}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Operator:
-    """Types commands, and looks at processes."""
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.port = home, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        ports = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **{name: str(free_port()) for name in ports},
-            "PYTHONPATH": str(ROOT),
-            "METAMORPHOSIS_HOME": str(home),
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def deploy(self, *flags: str, status: int = 0) -> str:
-        """Run it, and return what it printed."""
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "pipelines" / "deploy.py"), *flags],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout if status == 0 else done.stderr
-
-    def replicas(self, task: str) -> set[int]:
-        """Process ids of a task's replicas."""
-        head = HeadFile(self.home / "serving").read()
-        family = psutil.Process(head.pid).children(recursive=True)
-        named = [p for p in family if p.status() != psutil.STATUS_ZOMBIE and p.cmdline()]
-        return {p.pid for p in named if p.cmdline()[0].startswith(f"ray::ServeReplica:task-{task}:")}
-
-
-@pytest.fixture
-def operator(shop_template: Path, tmp_path: Path) -> Iterator[Operator]:
-    home = tmp_path / "home"
-    shutil.copytree(shop_template, home, ignore=shutil.ignore_patterns("runs", "features"))
-    operator = Operator(home)
-    try:
-        yield operator
-    finally:
-        file = HeadFile(home / "serving")
-        if (head := file.read()) is not None:
-            file.stop(head)
-        shutil.rmtree(file.scratch, ignore_errors=True)
 
 
 class Publishing:

@@ -1,0 +1,202 @@
+"""Features over HTTP: this, against the same model behind bare FastAPI, LitServe and default Ray Serve.
+
+A small published task (16x16 digits), a PNG up and fp16 safetensors down, keep-alive connections, concurrency 1 and 16.
+This admits, audits, charges and stores every feature besides; the others only compute it. All servers are up together
+and measured in turns, with the client on the same cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from _harness import arguments, finish
+
+ROOT = Path(__file__).parent.parent
+TASK = "loop"
+SECONDS = 3.0
+"""Of each measurement."""
+SERVERS = {"bare": "FastAPI on uvicorn", "litserve": "LitServe", "ray": "Ray Serve, default", "this": "this"}
+TRAIN = [
+    *("--preset", "digits", "--image-size", "16", "--split-index", "5", "--head", "linear", "--epochs", "1"),
+    *("--engine", "process", "--tasks", TASK, "--epsilon", "None", "--device", "cpu", "--threads", "1"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    p50_ms: float
+    p99_ms: float
+    per_s: float
+
+
+def main() -> int:
+    options = arguments(__doc__ or "")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        home = Path(folder)
+        environment = {**os.environ, "METAMORPHOSIS_HOME": folder, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command([str(ROOT / "pipelines" / "train.py"), *TRAIN], environment)
+        requests = {
+            kind: request(port, "/features", "")
+            for kind, port in stack.enter_context(others(home, environment)).items()
+        }
+        port, token = stack.enter_context(this(home, environment))
+        requests["this"] = request(port, f"/tasks/{TASK}/features", token)
+        found = measure(requests, rounds=options.rounds)
+    return report(found, options.json)
+
+
+def report(found: dict[tuple[str, int], list[Measured]], to: Path | None) -> int:
+    """The table, and the three lines that count."""
+    for (kind, at_once), rounds in found.items():
+        p50, p99, per_s = (
+            statistics.median(getattr(m, name) for m in rounds) for name in ("p50_ms", "p99_ms", "per_s")
+        )
+        print(f"{SERVERS[kind]:20} {at_once:3} at once  p50 {p50:8.2f} ms  p99 {p99:8.2f} ms  {per_s:8.1f} req/s")
+    figures = {f"{kind} {n}": [[m.p50_ms, m.p99_ms, m.per_s] for m in rounds] for (kind, n), rounds in found.items()}
+    pairs = zip(found["this", 1], found["bare", 1], strict=True)
+    overhead = statistics.median(ours.p50_ms - bare.p50_ms for ours, bare in pairs)
+    ok = finish("serve overhead over FastAPI (ms at p50)", overhead, 1.0, figures=figures, to=to)
+    for kind, target in (("litserve", 1 / 1.5), ("ray", 1 / 5)):
+        pairs = zip(found[kind, 16], found["this", 16], strict=True)
+        slower = statistics.median(theirs.per_s / ours.per_s for theirs, ours in pairs)
+        ok &= finish(f"serve throughput of {SERVERS[kind]} over this", slower, target, figures={}, to=None)
+    return 0 if ok else 1
+
+
+def measure(requests: dict[str, tuple[int, bytes]], *, rounds: int) -> dict[tuple[str, int], list[Measured]]:
+    """In turns, after a round that is not counted."""
+    found: dict[tuple[str, int], list[Measured]] = {}
+    for turn in range(rounds + 1):
+        for at_once in (1, 16):
+            for kind, (port, data) in requests.items():
+                one = asyncio.run(load(port, data, at_once=at_once, seconds=SECONDS if turn else 1.0))
+                if turn:
+                    found.setdefault((kind, at_once), []).append(one)
+    return found
+
+
+async def load(port: int, data: bytes, *, at_once: int, seconds: float) -> Measured:
+    """Closed loop: each connection asks again as soon as it is answered."""
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while (started := time.perf_counter()) < ends:
+            writer.write(data)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.split(b" ", 2)[1] == b"200", head
+            (length,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            times.append(time.perf_counter() - started)
+        writer.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(at_once)))
+    took = time.perf_counter() - began
+    times.sort()
+    return Measured(1000 * times[len(times) // 2], 1000 * times[int(0.99 * len(times))], len(times) / took)
+
+
+def request(port: int, path: str, token: str) -> tuple[int, bytes]:
+    """(port, the bytes of a request)."""
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(buffer, "PNG")
+    body = buffer.getvalue()
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n"
+    return port, (head + (f"Authorization: Bearer {token}\r\n" if token else "") + "\r\n").encode() + body
+
+
+@contextlib.contextmanager
+def others(home: Path, environment: dict[str, str]) -> Iterator[dict[str, int]]:
+    """The ports of the servers that are not this."""
+    ports = {kind: free_port() for kind in ("bare", "litserve", "ray")}
+    script = str(Path(__file__).with_name("_servers.py"))
+    running = [
+        subprocess.Popen(  # noqa: S603
+            [sys.executable, script, kind, str(port), str(home)],
+            env=environment,
+            cwd=home,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for kind, port in ports.items()
+    ]
+    try:
+        for kind, port in ports.items():
+            wait_for(kind, *request(port, "/features", ""))
+        yield ports
+    finally:
+        for process in running:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+
+
+@contextlib.contextmanager
+def this(home: Path, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """(port, token of a device)."""
+    from serve.tenants.registry import Registry
+
+    port = free_port()
+    environment = {
+        **{name: value for name, value in environment.items() if not name.startswith("RAY_")},
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+    }
+    deploy = str(ROOT / "pipelines" / "deploy.py")
+    with Registry(home / "tenants.db") as registry:
+        token = registry.add("camera", "device").token.text
+        registry.grant("camera", TASK)
+    try:
+        command([deploy, "up", TASK, "--port", str(port), "--metrics-port", str(free_port())], environment)
+        wait_for("this", *request(port, f"/tasks/{TASK}/features", token))
+        yield port, token
+    finally:
+        command([deploy, "down", "--all"], environment)
+
+
+def wait_for(kind: str, port: int, data: bytes) -> None:
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            asyncio.run(load(port, data, at_once=1, seconds=0.1))
+            return
+        except (OSError, AssertionError, asyncio.IncompleteReadError):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{kind} did not answer at port {port} within 180 s") from None
+            time.sleep(0.5)
+
+
+def command(words: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{done.stdout}{done.stderr}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""A served task at 80 % of what it can do, one replica killed each minute: no answer is wrong, and none stays out.
+
+python tests/serve/load.py --minutes 15
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+import httpx  # noqa: E402
+import numpy as np  # noqa: E402
+from deployed import Operator  # noqa: E402
+from served import Shop, digit_images, png, train_shop  # noqa: E402
+
+from serve.codec import decode, media_type  # noqa: E402
+from serve.deployment.head import HeadFile  # noqa: E402
+
+TASK = "loop"
+SHARE = 0.8
+CONNECTIONS = 16
+KILL_EVERY_S = 60.0
+CAPACITY_S = 8.0
+PATIENCE_S = 60.0
+"""For which the client tries again, as the edge client does."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Of a load."""
+
+    capacity: float = 0.0
+    """Requests a second, closed loop."""
+    rate: float = 0.0
+    answered: int = 0
+    wrong: int = 0
+    failed: int = 0
+    """Attempts that brought no answer; each was made again."""
+    given_up: int = 0
+    kills: int = 0
+    seconds: list[float] = field(default_factory=list)
+    """From when a request was due to when it was answered, tries included."""
+
+    def __str__(self) -> str:
+        times = sorted(self.seconds) or [0.0]
+        p50, p99 = (1000 * times[int(q * (len(times) - 1))] for q in (0.5, 0.99))
+        return (
+            f"capacity {self.capacity:.0f} req/s, load {self.rate:.0f} req/s, {self.kills} replicas killed: "
+            f"{self.answered} answered, {self.wrong} wrong, {self.failed} attempts failed and were made again, "
+            f"{self.given_up} never answered; p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+        )
+
+
+class Client:
+    """Publishes known images, compares what comes back, and tries again where nothing does."""
+
+    def __init__(self, url: str, token: dict[str, str], wanted: np.ndarray) -> None:
+        self.url, self.outcome, self._wanted = f"{url}/tasks/{TASK}/features", Outcome(), wanted
+        self._bodies = [png(image) for image in digit_images(len(wanted))]
+        self._headers = token | {"Accept": media_type("fp32")}
+        self._atol = 2**-9 * float(np.abs(wanted).max())
+
+    async def ask(self, client: httpx.AsyncClient, number: int, due: float) -> None:
+        """One image, until it is answered."""
+        place, wait_s = number % len(self._bodies), 0.05
+        while time.monotonic() < due + PATIENCE_S:
+            try:
+                response = await client.post(self.url, content=self._bodies[place], headers=self._headers)
+            except httpx.HTTPError:
+                response = None
+            if response is not None and response.status_code == 200:
+                self._judge(response, place, due)
+                return
+            self.outcome.failed += 1
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
+            wait_s = min(1.0, 2 * wait_s)
+        self.outcome.given_up += 1
+
+    def _judge(self, response: httpx.Response, place: int, due: float) -> None:
+        z = decode(response.content, max_bytes=1 << 20, max_values=1 << 18)[0]["z"][0]
+        right = z.shape == self._wanted[place].shape and np.allclose(z, self._wanted[place], atol=self._atol)
+        self.outcome.wrong += not right
+        self.outcome.answered += 1
+        self.outcome.seconds.append(time.monotonic() - due)
+
+
+async def under_load(client: Client, operator: Operator, *, minutes: float) -> Outcome:
+    """Measure the capacity, then send `SHARE` of it, and kill."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    async with httpx.AsyncClient(limits=limits, timeout=20.0) as http:
+        await _closed_loop(client, http, 3.0)
+        capacity = await _closed_loop(client, http, CAPACITY_S)
+        client.outcome = outcome = Outcome(capacity=capacity, rate=SHARE * capacity)
+        began, asked = time.monotonic(), set[asyncio.Task[None]]()
+        for number in itertools.count():
+            due = began + number / outcome.rate
+            if due > began + 60 * minutes:
+                break
+            if due - began > KILL_EVERY_S * outcome.kills + KILL_EVERY_S / 2:
+                await asyncio.to_thread(_kill_one, operator)
+                outcome.kills += 1
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            task = asyncio.create_task(client.ask(http, number, due))
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+        await asyncio.gather(*asked)
+    return outcome
+
+
+async def _closed_loop(client: Client, http: httpx.AsyncClient, seconds: float) -> float:
+    before, ends = client.outcome.answered, time.monotonic() + seconds
+
+    async def one(number: int) -> None:
+        while time.monotonic() < ends:
+            await client.ask(http, number, time.monotonic())
+
+    await asyncio.gather(*(one(number) for number in range(CONNECTIONS)))
+    return (client.outcome.answered - before) / seconds
+
+
+def _kill_one(operator: Operator) -> None:
+    os.kill(random.choice(sorted(operator.replicas(TASK))), signal.SIGKILL)
+
+
+def run(operator: Operator, *, minutes: float) -> Outcome:
+    """Serve the task with two replicas, and load it."""
+    operator.deploy("up", TASK, "--encoder-version", "1", "--port", str(operator.port), "--min-replicas", "2",
+                    "--max-replicas", "2", "--metrics-port", str(operator.metrics_port))  # fmt: skip
+    with Shop(operator.home, operator.home) as shop:
+        token = shop.token("loader", "device", **{TASK: ["publish"]})
+        wanted = shop.model(TASK).features(digit_images(32))
+    return asyncio.run(under_load(Client(operator.url, token, wanted), operator, minutes=minutes))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=15.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        train_shop(home)
+        operator = Operator(home)
+        try:
+            outcome = run(operator, minutes=options.minutes)
+        finally:
+            file = HeadFile(home / "serving")
+            if (head := file.read()) is not None:
+                file.stop(head)
+            shutil.rmtree(file.scratch, ignore_errors=True)
+    sys.stdout.write(f"{outcome}\n")
+    return int(outcome.wrong > 0 or outcome.given_up > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
