@@ -108,8 +108,8 @@ def test_a_party_that_is_killed_is_started_again_and_nothing_changes_in_the_end(
     killer = Killer(tiny_plan, who, step=4)
 
     @contextmanager
-    def watched(plan, runtime):
-        with open_parties(plan, runtime) as (producer, consumers):
+    def watched(plan, runtime, **rest):
+        with open_parties(plan, runtime, **rest) as (producer, consumers):
             killer.pids = {"producer": producer.process_id(), **{c.task: c.process_id() for c in consumers}}
             yield producer, consumers
 

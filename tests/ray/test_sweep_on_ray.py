@@ -56,6 +56,7 @@ def on_two_nodes(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_on_two_nodes_without_a_common_disk_gives_what_one_process_gives(tmp_path, data):
     space = ["--data", data, "--omega", "0,1", "--epsilon", "2,none", "--dp.noise-seed", "3"]
     nodes, out = tmp_path / "nodes", tmp_path / "out"
@@ -91,6 +92,7 @@ def test_a_path_is_refused_on_two_nodes_with_what_to_use_instead(tmp_path, data)
     assert not list(tmp_path.glob("here/sweeps/*/trials/*"))
 
 
+@pytest.mark.slow
 def test_asha_and_optuna_run_to_their_end_and_what_was_stopped_is_said(tmp_path, data):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "METAMORPHOSIS_HOME": str(tmp_path / "home")}
     flags = [*FLAGS, "--data", data, "--omega", "loguniform:1e-4:1e4", "--search", "optuna", "--trials", "4", "--asha"]

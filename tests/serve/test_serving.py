@@ -71,6 +71,7 @@ def check_features(url: str, headers: dict[str, str], wanted: np.ndarray) -> Non
         np.testing.assert_allclose(found, z, atol=2**-9 * float(np.abs(wanted).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_tasks_are_served_updated_rolled_back_and_removed_each_alone(operator: Operator, shop_template, tmp_path):
     told = operator.deploy("up", "loop,digit", "--encoder-version", "1", "--port", str(operator.port))

@@ -60,6 +60,7 @@ def attacked(given: dict, tmp_path: Path, how: str) -> dict:
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_tenants_process_reaches_its_own_features_and_nothing_else(operator, tmp_path):
     flags = ("--encoder-version", "1", "--port", str(operator.port), "--metrics-port", str(operator.metrics_port))
