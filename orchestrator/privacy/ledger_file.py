@@ -70,6 +70,7 @@ class LedgerFile:
             self._use_wal()
         self._db.execute(f"PRAGMA synchronous = {self.SYNCHRONOUS}")
         self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.execute("PRAGMA recursive_triggers = ON")  # else REPLACE takes a row out that no DELETE may
         if new:
             self._create()
         application = self._db.execute("PRAGMA application_id").fetchone()[0]

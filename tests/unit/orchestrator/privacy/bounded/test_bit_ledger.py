@@ -333,3 +333,36 @@ def test_the_errors_survive_pickling(error):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
+
+
+def test_what_was_released_before_is_free_without_waiting_for_the_one_who_writes(path):
+    with BitLedger(path) as ledger, BitLedger(path) as other:
+        ledger.set_limit("t", "smile", 2 * BITS)
+        keyed(ledger, 1, 2)
+        ledger.set_limit("t", "smile", 0)
+        with other._transaction():
+            assert keyed(ledger, 1, 2, 1) == 0
+        with pytest.raises(BitBudgetExceededError):
+            keyed(ledger, 1, 2, 3)
+        with pytest.raises(BitBudgetExceededError):
+            keyed(ledger, 1, version="2")
+        with pytest.raises(BitBudgetExceededError):
+            keyed(ledger, 1, tenant="other")
+        with pytest.raises(LedgerError, match="never changes"):
+            ledger.charge("t", "smile", "1", digests(1), BITS / 2, fresh=False)
+        with pytest.raises(BitBudgetExceededError):
+            fresh(ledger, 1)
+        assert ledger.spent("t", "smile") == 2 * BITS
+
+
+def test_what_was_spent_is_not_replaced(path):
+    with BitLedger(path) as ledger:
+        ledger.set_limit("t", "smile", 9 * BITS)
+        keyed(ledger, 1, 2)
+        with pytest.raises(LedgerError, match="cannot be taken back"), ledger._transaction() as db:
+            db.execute(
+                "REPLACE INTO spending (tenant, task, version, fresh, bits_per_release, releases) "
+                "VALUES ('t', 'smile', '1', 0, ?, 0)",
+                (BITS,),
+            )
+        assert ledger.spent("t", "smile") == 2 * BITS
