@@ -5,6 +5,7 @@ Axes: B examples; a feature's own axes follow. This module needs torch and numpy
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,10 @@ class Consumer:
             state={name: value.numpy() for name, value in cpu_state(self._head).items()},
             config=self._head_config.to_json(),
         )
+
+    def network(self) -> nn.Module:
+        """A copy of the head as it is now, on the CPU and in evaluation mode."""
+        return copy.deepcopy(self._head).cpu().eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Head, optimiser and the last step that was applied. Labels and key are not in it: they are sent anew."""

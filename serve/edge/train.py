@@ -14,7 +14,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from serve.edge.link import Link, Patience, read_token
 from tasks.errors import DataError, MetaMorphosisError
@@ -72,7 +72,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _finish(trained: Trained, folder: Path) -> int:
     """Keep the head, and write it for the edge client if its feature was published."""
     from orchestrator.checkpoint import save_weights, write_atomically
-    from orchestrator.consumer import rebuild_head
     from serve.edge.card import HeadCard
     from serve.heads import export_head
 
@@ -88,9 +87,8 @@ def _finish(trained: Trained, folder: Path) -> int:
         feature_shape=trained.offer.contract.shape,
         classes=trained.offer.spec.classes,
     )
-    state: Any = trained.head.state
     path = folder / trained.task / f"{trained.task}-{trained.version}.onnx"
-    write_atomically(path, export_head(rebuild_head(dict(trained.head.config), state), card))
+    write_atomically(path, export_head(trained.network, card))
     print(f"{path}: the same for the edge client, for version {trained.version} of the feature")
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from orchestrator.checkpoints import Checkpoints, make_private
 from orchestrator.consumer import Consumer, ConsumerConfig
@@ -58,6 +59,8 @@ class Trained:
     """Why not; empty if it was."""
     offer: TaskOffer
     head: HeadWeights = field(repr=False)
+    network: nn.Module = field(repr=False)
+    """The same head, to run."""
     test: EvaluationReport | None
     """None where the head was never measured on the test subset."""
 
@@ -202,6 +205,7 @@ class Trainer:
             reason=str(work.fields.get("reason", "")),
             offer=table.offer,
             head=table.consumer.head(),
+            network=table.consumer.network(),
             test=table.reports.get("test"),
         )
         return {}, {}

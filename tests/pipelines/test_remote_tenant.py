@@ -23,11 +23,12 @@ from serve.tenants.registry import Registry
 BLOCKED = ("ray", "mlflow", "opacus", "fastapi", "uvicorn", "sklearn", "scipy", "pandas", "tyro", "cattrs", "pyarrow")
 TENANT = f"""
 import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BLOCKED!r}:
-            raise ModuleNotFoundError(f"no {{name}} here", name=name)
-sys.meta_path.insert(0, Absent())
+from importlib.machinery import PathFinder
+class WithoutThese(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {BLOCKED!r} else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutThese
 from serve.edge.train import main
 status = main(sys.argv[1:])
 assert not set(sys.modules) & set({BLOCKED!r})
@@ -79,9 +80,11 @@ def test_a_remote_tenant_ends_where_a_hosted_one_does_and_keeps_its_head(home, w
     assert run_add("glasses", "--encoder-version", "1") == 0
     port = free_port()
     tenant = start_tenant(tmp_path / "tenant", port, token)
-    assert run_add("glasses", "--encoder-version", "2", "--remote", f"127.0.0.1:{port}") == 0
+    remote_flags = ["--remote", f"127.0.0.1:{port}", "--remote-patience-s", "60", "--restarts", "0"]
+    added = run_add("glasses", "--encoder-version", "2", *remote_flags)
     out, err = tenant.communicate(timeout=120)
     assert tenant.returncode == 0, err
+    assert added == 0
 
     hosted, modules, head = catalog(home).load_task("1", "glasses")
     remote, remote_modules, none = catalog(home).load_task("2", "glasses")
