@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DEMO := $(CURDIR)/demo
 PACKAGES := orchestrator tasks pipelines serve
 
-.PHONY: install browser demo test test-slow kill-matrix check bench clean
+.PHONY: install browser demo test test-slow kill-matrix check bench load clean
 
 install: $(STAMP)
 
@@ -46,7 +46,12 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Serving under load, with a replica killed each minute.
+load: install
+	$(BIN)/python tests/serve/load.py --minutes 15
+
 bench: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@status=0; for file in benchmarks/*.py; do \
 	  case $$file in */_*) continue;; esac; \
 	  $(BIN)/python $$file || status=1; \

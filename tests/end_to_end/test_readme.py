@@ -31,7 +31,7 @@ CLASSES = {
     "tenants": TenantsSettings,
     "labels": LabelsSettings,
 }
-DOCUMENTS = ("README.md", "docs/results.md", "docs/sweeps.md", "docs/serving.md", "docs/tenants.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/sweeps.md", "docs/serving.md", "docs/tenants.md", "docs/edge.md")
 
 
 def commands(document: str = "README.md") -> list[str]:
