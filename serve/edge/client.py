@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from serve.codec import CodecError, Precision, decode, media_type
 from serve.edge.cursor import Cursor
-from serve.edge.errors import AnswerError, VersionMismatchError
+from serve.edge.errors import AnswerError, NotServedError, VersionMismatchError
 from serve.edge.head import Head
 from serve.edge.link import Link, Patience, Received
+from tasks.errors import ConfigError
 
 NOTHING = 204
 _MOST_BYTES = 1 << 28
@@ -142,14 +143,20 @@ class EdgeClient:
         Ends with the last one that is there; with ``follow`` it waits for the next, through outages of the server, for
         as long as the client's patience. ``state`` is a file that remembers the last number that was handed out, so
         that another process goes on there. Raises `VersionMismatchError` when the producer serves a version that the
-        head is not for.
+        head is not for, and `ConfigError` for a head of another task.
         """
         card = head.card
+        if card.task != self.task:
+            raise ConfigError(f"the head is of task {card.task!r}, and features of task {self.task!r} were asked for")
         cursor = Cursor.open(state, self._link.url, self.task, after)
         while True:
-            found = self.features(
-                after=cursor.after, limit=limit, version=card.version, wait_s=_WAIT_S if follow else 0.0
-            )
+            try:
+                found = self.features(
+                    after=cursor.after, limit=limit, version=card.version, wait_s=_WAIT_S if follow else 0.0
+                )
+            except NotServedError:
+                self._check_version(card.version)  # the server may have the task, and not this version of it
+                raise
             if found is None:
                 self._check_version(card.version)
                 if follow:

@@ -158,6 +158,26 @@ def test_a_head_answers_only_features_of_its_version(server, head):
         list(client_of(server).predictions(head))
 
 
+def test_a_version_that_the_server_never_had_is_no_missing_task(server, head):
+    """It answers 404 to both."""
+
+    def before(request):
+        wanted = request.url.params.get("version")
+        if wanted not in {None, server.version}:
+            return httpx.Response(404, json={"title": "there is no such task for this token"})
+        return None
+
+    server.before, server.version = before, "1.3-ffffffffffff"
+    with client_of(server) as client, pytest.raises(VersionMismatchError, match=r"gives version 1\.3-ff"):
+        list(client.predictions(head))
+
+
+def test_a_head_of_another_task_is_refused_before_anything_is_asked(server, head):
+    with client_of(server, task="other") as client, pytest.raises(ConfigError, match=r"of task 'smile', and .*'other'"):
+        list(client.predictions(head))
+    assert not server.requests
+
+
 def test_the_features_of_another_version_are_passed_over_while_the_heads_is_served(server, head):
     """A canary of another version is in the same stream."""
     server.publish(2)

@@ -71,7 +71,7 @@ def test_follow_ends_with_the_users_interrupt(server, flags, capsys):
 @pytest.mark.parametrize(
     ("change", "status", "told"),
     [
-        (["--task", "other"], 2, "serves no such task"),
+        (["--task", "other"], 2, "the head is of task 'smile'"),
         (["--url", "http://x.example"], 2, "is not encrypted"),
         (["--head", "missing.onnx"], 2, "cannot read the head missing.onnx"),
         (["--token-file", "missing"], 2, "cannot read the token in missing"),
