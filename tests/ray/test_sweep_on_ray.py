@@ -84,6 +84,7 @@ def test_a_sweep_on_two_nodes_without_a_common_disk_gives_what_one_process_gives
     assert {t["id"]: t["validation"] for t in alone["trials"]} == {t["id"]: t["validation"] for t in found["trials"]}
 
 
+@pytest.mark.slow
 def test_a_path_is_refused_on_two_nodes_with_what_to_use_instead(tmp_path, data):
     done = on_two_nodes(tmp_path / "nodes", "--data", data, "--omega", "0,1", "--storage", str(tmp_path / "here"))
     assert done.returncode == 2
