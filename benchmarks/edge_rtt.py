@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from _harness import arguments, finish, session_plan
-from _namespace import Namespace, NoNamespaceError, shaped_namespace
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+from namespaces import Namespace, NoNamespaceError, shaped_namespace
 
 CUTS, PRECISIONS, SIZES = (5, 7, 9), ("fp32", "fp16", "int8"), (1, 64)
 MBIT, DELAY_MS = 50.0, 5.0

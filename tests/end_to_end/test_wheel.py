@@ -2,87 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
-import venv
 import zipfile
 from collections.abc import Iterator
-from email.parser import Parser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import httpx
 import pytest
+from environments import build_wheel, fresh_environment, run
 from fake_task_server import TOKEN, FakeTaskServer
-from packaging.requirements import Requirement
 from small_head import small_head
-from tiny import ROOT
 
 HEAVY = ("torch", "ray", "mlflow", "opacus", "onnx", "pandas", "fastapi", "PIL", "tyro", "cattrs")
 
 
-def run(*argv: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd)}
-    return subprocess.run(
-        list(map(str, argv)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    done = run(
-        sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = folder.glob("*.whl")
-    return found
-
-
-def requirements(wheel: Path) -> list[Requirement]:
-    """Of the base install."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
-        metadata = Parser().parsestr(archive.read(name).decode())
-    return needed(metadata.get_all("Requires-Dist", []))
-
-
-def needed(lines: list[str]) -> list[Requirement]:
-    found = map(Requirement, lines)
-    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
-
-
-def closure(requirements: list[Requirement]) -> dict[str, Distribution]:
-    """They, and what they need, as they are installed here."""
-    found: dict[str, Distribution] = {}
-    waiting = list(requirements)
-    while waiting:
-        requirement = waiting.pop()
-        if (name := requirement.name.lower()) not in found:
-            found[name] = distribution(name)
-            assert requirement.specifier.contains(found[name].version), requirement
-            waiting += needed(found[name].requires or [])
-    return found
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> Path:
     """The interpreter of the fresh environment."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False, symlinks=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    for one in closure(requirements(wheel)).values():
-        for file in one.files or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                (packages / file).parent.mkdir(parents=True, exist_ok=True)
-                (packages / file).symlink_to(one.locate_file(file))
-    interpreter = folder / "bin" / "python"
-    pip = (sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index", wheel)
-    done = run(*pip, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return interpreter
+    return fresh_environment(tmp_path_factory.mktemp("environment"), wheel)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from environments import build_wheel, fresh_environment, run
+from namespaces import NoNamespaceError, shaped_namespace
 from test_runs import catalog, run_train
 from tiny import ROOT
 
@@ -37,24 +40,28 @@ raise SystemExit(status)
 ADD = ["--device", "cpu", "--threads", "1", "--epochs", "2", "--batch-size", "32", "--engine", "process"]
 
 
+EPOCH = re.compile(r"glasses: loss ([\d.]+), validation accuracy ([\d.]+)")
+
+
 def run_add(*flags: str) -> int:
     return execute("AddTaskSettings", add_task.run, [*ADD, *flags], prog="add_task.py")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.create_server((host, 0)) as probe:
         return int(probe.getsockname()[1])
 
 
-def start_tenant(folder: Path, port: int, token: str, *flags: str) -> subprocess.Popen[str]:
+def start_tenant(folder: Path, url: str, token: str, command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """``command`` runs `serve.edge.train`."""
     folder.mkdir(exist_ok=True)
     (folder / "token").write_text(token)
     (folder / "token").chmod(0o600)
-    arguments = ["--url", f"http://127.0.0.1:{port}", "--task", "glasses", "--token-file", "token", "--key-file", "key"]
+    arguments = ["--url", url, "--task", "glasses", "--token-file", "token", "--key-file", "key", "--plain-http"]
     return subprocess.Popen(
-        [sys.executable, "-c", TENANT, *arguments, "--device", "cpu", "--threads", "1", "--patience-s", "120", *flags],
+        [*command, *arguments, "--device", "cpu", "--threads", "1", "--patience-s", "120"],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"},
+        env={"PATH": "/usr/bin:/usr/sbin:/bin:/sbin", "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -79,7 +86,8 @@ def test_a_remote_tenant_ends_where_a_hosted_one_does_and_keeps_its_head(home, w
         )
     assert run_add("glasses", "--encoder-version", "1") == 0
     port = free_port()
-    tenant = start_tenant(tmp_path / "tenant", port, token)
+    command = [sys.executable, "-c", TENANT]
+    tenant = start_tenant(tmp_path / "tenant", f"http://127.0.0.1:{port}", token, command, PYTHONPATH=str(ROOT))
     remote_flags = ["--remote", f"127.0.0.1:{port}", "--remote-patience-s", "60", "--restarts", "0"]
     added = run_add("glasses", "--encoder-version", "2", *remote_flags)
     out, err = tenant.communicate(timeout=120)
@@ -112,6 +120,40 @@ def test_a_remote_tenant_ends_where_a_hosted_one_does_and_keeps_its_head(home, w
     flags = ["who", "--encoder-version", "1", "--out", str(written)]
     assert execute("ExportHeadSettings", export_head.run, flags, prog="export_head.py") == 2
     assert "does not leave the producer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_another_network_with_the_tenants_install_alone_the_losses_are_the_hosted_ones(
+    home, write_parquet, tmp_path, token, capsys
+):
+    data = write_parquet()
+    train = ("--data", data, "--private", "who", "--tasks", "pose", "--algorithm", "task", "--epsilon", "None")
+    for _ in range(2):
+        assert run_train(*train) == 0
+    capsys.readouterr()
+    assert run_add("glasses", "--encoder-version", "1") == 0
+    hosted = EPOCH.findall(capsys.readouterr().out)
+    python = fresh_environment(tmp_path / "environment", build_wheel(tmp_path), extra="tenant")
+    assert run(python, "-c", "import torch, serve.remote.trainer", cwd=tmp_path).returncode == 0
+    without = run(python, "-c", "import ray", cwd=tmp_path)
+    assert "No module named 'ray'" in without.stderr
+    try:
+        with shaped_namespace(mbit=50, delay_ms=5) as namespace:
+            port = free_port(namespace.host)
+            command = namespace.command([str(python), "-m", "serve.edge.train"])
+            tenant = start_tenant(tmp_path / "tenant", f"http://{namespace.host}:{port}", token, command)
+            remote_flags = ["--remote", f"{namespace.host}:{port}", "--remote-patience-s", "120", "--restarts", "0"]
+            added = run_add("glasses", "--encoder-version", "2", *remote_flags)
+            out, err = tenant.communicate(timeout=120)
+    except NoNamespaceError as error:
+        pytest.skip(str(error))
+    assert tenant.returncode == 0, err
+    assert added == 0
+    assert len(hosted) == 2
+    assert EPOCH.findall(capsys.readouterr().out) == hosted
+    theirs = re.findall(r"^loss ([\d.]+), validation", out, re.M)
+    assert [f"{float(loss):.3f}" for loss in theirs] == [loss for loss, _ in hosted]
+    assert catalog(home).load_task("2", "glasses")[0].metrics == catalog(home).load_task("1", "glasses")[0].metrics
 
 
 @pytest.mark.parametrize(

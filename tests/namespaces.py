@@ -68,6 +68,6 @@ def _shape(inside: Sequence[str], device: str, mbit: float, delay_ms: float) -> 
 
 
 def _run(*argv: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603 - a fixed command
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NoNamespaceError(f"{' '.join(argv)}: {done.stderr.strip()}")
