@@ -18,7 +18,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.feature_cache import FeatureCache
 from orchestrator.guard import GradientGuard, GuardConfig
 from orchestrator.inputs import CachedInputs, ImageInputs, Rows
-from orchestrator.models.modules import ModuleConfig, build_module
+from orchestrator.models.modules import ModuleConfig, rebuild_module
 from orchestrator.network import FeatureNetwork, NetworkConfig, freeze, pick_device
 from orchestrator.optimisation import OptimiserConfig
 from orchestrator.privacy.bounded.channel import ChannelConfig
@@ -298,8 +298,5 @@ def fixed_network(
     """The modules that are kept apart from, behind the same input as the trainable ones; None if there are none."""
     if not fixed:
         return None
-    modules = {}
-    for task, (config, state) in fixed.items():
-        modules[task] = build_module(config, seed=0)
-        modules[task].load_state_dict(dict(state))
+    modules = {task: rebuild_module(config, state) for task, (config, state) in fixed.items()}
     return freeze(FeatureNetwork(encoder, modules).to(device))

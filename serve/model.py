@@ -23,7 +23,7 @@ from torch import nn
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskRecord
 from orchestrator.errors import DataError, NonFiniteFeatureError, PrivacyRefusal
-from orchestrator.models.modules import ModuleConfig, build_module
+from orchestrator.models.modules import ModuleConfig, rebuild_module
 from orchestrator.network import freeze, pick_device
 from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
 from orchestrator.privacy.guarantee import Guarantee
@@ -145,10 +145,8 @@ class ModuleModel:
         record, weights, _ = catalog.load_task(encoder.version, task)
         check_may_be_served(encoder, record)
         config = ModuleConfig.from_json(dict(record.module_config))
-        network = build_module(config, seed=0)
-        network.load_state_dict(dict(weights))
         return cls(
-            network,
+            rebuild_module(config, weights),
             card_of(encoder, record),
             image_size=encoder.image_size,
             release=_release(catalog, encoder, record, config, storage),

@@ -25,10 +25,10 @@ from orchestrator.evaluation.jobs import check_classification
 from orchestrator.evaluation.leakage import TaskFeatures
 from orchestrator.evaluation.row_bounds import measured_rate
 from orchestrator.feature_cache import FeatureCache
-from orchestrator.models.modules import ModuleConfig, build_module
+from orchestrator.models.modules import ModuleConfig, rebuild_module
 from orchestrator.network import BoundedNetworkConfig, NetworkConfig, freeze
-from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey, keyed_normal
-from orchestrator.release import published_version, released
+from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
+from orchestrator.release import PublishedRelease, published_version
 from orchestrator.runs.noise import noise_key_path
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenData, open_data
@@ -139,11 +139,11 @@ def released_features(given: TaskFeatures, key: NoiseKey, *, version: str, image
     """A bounded task's features as its tenant gets them: under the noise of that version."""
     channel, task = given.channel, given.spec.name
     assert channel is not None
-    found = {}
-    for subset, s in given.features.items():
-        digests = ImageDigests.of(images.images[images.rows[subset]])
-        noise = keyed_normal(key, task=task, version=version, channel=channel, images=digests)
-        found[subset] = released(torch.from_numpy(s), noise, channel.noise).numpy()
+    release = PublishedRelease(key=key, task=task, version=version, channel=channel, fresh=False)
+    found = {
+        subset: release.noisy(torch.from_numpy(s), ImageDigests.of(images.images[images.rows[subset]])).numpy()
+        for subset, s in given.features.items()
+    }
     return dataclasses.replace(given, features=found)
 
 
@@ -190,9 +190,6 @@ def _features_of(
 ) -> TaskFeatures:
     record, state, head_state = catalog.load_task(encoder.version, task)
     config = ModuleConfig.from_json(dict(record.module_config))
-    module = build_module(config, seed=0)
-    module.load_state_dict(dict(state))
-    freeze(module)
     head = None
     if head_state is not None and record.head_config is not None:
         head = rebuild_head(dict(record.head_config), dict(head_state))
@@ -200,7 +197,7 @@ def _features_of(
     return TaskFeatures(
         spec=record.spec,
         private=private,
-        features=features_through(module, u, rows),
+        features=features_through(freeze(rebuild_module(config, state)), u, rows),
         head=head,
         channel=config.channel,
     )

@@ -78,14 +78,15 @@ def evaluate_leakage(
     n_classes = {target: specs[target].n_outputs for target in labels}
     ground = Ground(released, labels, n_classes, budget, _heads(features), images)
     results = run_jobs(ground, jobs, run, progress)
+    own = {task: own_accuracy(f, labels) for task, f in features.items()}
 
     def row(coalition: Coalition, target: str) -> LeakageRow:
-        return _row(features, ground, coalition, target, results[coalition, target], seed)
+        return _row(features, ground, coalition, target, results[coalition, target], seed, own)
 
     return LeakageReport(
         rows=tuple(row(*pair) for pair in alone),
         collusion=tuple(row(*pair) for pair in together),
-        own={task: own_accuracy(f, labels) for task, f in features.items()},
+        own=own,
         private=frozenset(task for task, f in features.items() if f.private),
         targets=tuple(labels),
         budget=budget,
@@ -109,18 +110,20 @@ def _row(
     target: str,
     attacks: tuple[AttackSummary, ...],
     seed: int,
+    own: Mapping[str, float | None],
 ) -> LeakageRow:
-    own = _joint_labels(ground, coalition)
+    """``own`` is the accuracy of every task's own head."""
+    joint = _joint_labels(ground, coalition)
     subsets = ground.budget.subsets
-    known_i, known_j = (np.concatenate([y[s] for s in subsets]) for y in (own, ground.labels[target]))
-    test_i, test_j = own["test"], ground.labels[target]["test"]
+    known_i, known_j = (np.concatenate([y[s] for s in subsets]) for y in (joint, ground.labels[target]))
+    test_i, test_j = joint["test"], ground.labels[target]["test"]
     swap = swap_perm = None
     if len(coalition) == 1:
         other = features.get(target)
         swap, swap_perm = _swap(features[coalition[0]], other, test_j, ground.n_classes[target], seed)
     channels = [features[task].channel for task in coalition]
     rates = [features[task].rate for task in coalition]
-    head = own_accuracy(features[coalition[0]], ground.labels) if len(coalition) == 1 else None
+    head = own[coalition[0]] if len(coalition) == 1 else None
     return LeakageRow(
         feature=coalition_name(coalition),
         target=target,

@@ -28,12 +28,8 @@ class BoundedVector(nn.Module):
         super().__init__()
         width = min(channels, MAX_WIDTH)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.GroupNorm(_groups(width), width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.GroupNorm(_groups(width), width),
-            nn.ReLU(),
+            *_convolution(channels, width),
+            *_convolution(width, width),
             nn.AdaptiveAvgPool2d(_POOLED_SIDE),
             nn.Flatten(),
             nn.Linear(_POOLED_SIDE**2 * width, dimensions),
@@ -65,19 +61,21 @@ class BoundedMap(nn.Module):
         super().__init__()
         width = min(channels, MAX_WIDTH)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.GroupNorm(_groups(width), width),
-            nn.ReLU(),
+            *_convolution(channels, width),
             nn.AdaptiveAvgPool2d(side),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.GroupNorm(_groups(width), width),
-            nn.ReLU(),
+            *_convolution(width, width),
             nn.Conv2d(width, dimensions, 1),
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """s. Raises `NonFiniteFeatureError` if the module has diverged."""
         return power_normalise(self.layers(x_BCHW))
+
+
+def _convolution(channels: int, width: int) -> tuple[nn.Module, ...]:
+    """3x3, normalised per example, rectified."""
+    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    return convolution, nn.GroupNorm(_groups(width), width), nn.ReLU()
 
 
 def _groups(width: int) -> int:

@@ -116,3 +116,10 @@ def build_module(config: ModuleConfig, *, seed: int) -> nn.Module:
         if config.channel is None:
             return module
         return nn.Sequential(OrderedDict(metamorphosis=module, vector=_bounded(config.channels, config.channel)))
+
+
+def rebuild_module(config: ModuleConfig, state: Mapping[str, Any]) -> nn.Module:
+    """A g_i with weights that were kept of one."""
+    module = build_module(config, seed=0)
+    module.load_state_dict(dict(state))
+    return module

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.assembly import SessionPlan
+from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.config import from_mapping, to_mapping
+from orchestrator.encoder_training import EncoderResult
 from orchestrator.errors import AlreadyPublishedError, ConfigError
 from orchestrator.models.modules import ModuleConfig
 from orchestrator.network import NetworkConfig
@@ -174,4 +175,25 @@ def task_entry(
         metrics=metrics,
         guarantee=guarantee.to_json(),
         dissimilarity=to_mapping(dissimilarity),
+    )
+
+
+def entry_of_phase_one(
+    data: TrainingData, task: str, network: NetworkConfig, result: EncoderResult, *, private: bool, guarantee: Guarantee
+) -> TaskEntry:
+    """A task whose module and head were trained with the encoder; nothing was kept apart then."""
+    spec = data.specs[task]
+    return task_entry(
+        spec,
+        private=private,
+        module_config=network.module_config(data.image_size),
+        module_state=result.modules[task],
+        head=HeadWeights(
+            task=task,
+            state={name: value.numpy() for name, value in result.heads[task].items()},
+            config=network.head_config(data.image_size, spec.n_outputs).to_json(),
+        ),
+        metrics=result.test_metrics[task],
+        guarantee=guarantee,
+        dissimilarity=DissimilarityConfig(omega=0.0),
     )

@@ -27,7 +27,6 @@ from orchestrator.encoder_training import CUT_BEFORE_HEAD, EncoderResult
 from orchestrator.models.modules import ModuleConfig
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.accounting import Accountant, History
-from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.guarantee import COVERS_ALL, Guarantee, guarantee_for
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.runs.apart import publish_apart
@@ -41,6 +40,7 @@ from orchestrator.runs.private_modules import PART, run_job, spent_before, train
 from orchestrator.runs.publishing import (
     check_unpublished,
     encoder_record,
+    entry_of_phase_one,
     fixed_modules,
     guarantee_of,
     network_of,
@@ -56,7 +56,6 @@ from orchestrator.shaping import ShapingPlan
 from orchestrator.tracking import Tracker
 from orchestrator.train_job import EncoderJob
 from orchestrator.updates import make_plan, poisson_schedule
-from orchestrator.wire import HeadWeights
 
 _NOISY_HEADS: Final = COVERS_ALL - CUT_BEFORE_HEAD
 """Modes in which heads learn under the noise, so that phase 1 of --algorithm input trains every task."""
@@ -388,21 +387,8 @@ class TrainRun:
     def _entry_of_phase_one(
         self, data: TrainingData, task: str, result: EncoderResult, guarantee: Guarantee
     ) -> TaskEntry:
-        spec = data.specs[task]
-        return task_entry(
-            spec,
-            private=task in self.private,
-            module_config=self.network.module_config(data.image_size),
-            module_state=result.modules[task],
-            head=HeadWeights(
-                task=task,
-                state={name: value.numpy() for name, value in result.heads[task].items()},
-                config=self.network.head_config(data.image_size, spec.n_outputs).to_json(),
-            ),
-            metrics=result.test_metrics[task],
-            guarantee=guarantee,
-            dissimilarity=DissimilarityConfig(omega=0.0),
-        )
+        private = task in self.private
+        return entry_of_phase_one(data, task, self.network, result, private=private, guarantee=guarantee)
 
     def _publish(self, encoder: EncoderRecord, entries: Sequence[TaskEntry]) -> Sequence[TaskRecord]:
         """Tasks that belong to the encoder from the beginning: nobody else can have known it."""

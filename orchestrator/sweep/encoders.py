@@ -21,18 +21,16 @@ from orchestrator.encoder_training import EncoderResult
 from orchestrator.errors import MetaMorphosisError
 from orchestrator.models.modules import ModuleConfig
 from orchestrator.privacy.accounting import Accountant
-from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.guarantee import Guarantee, guarantee_for
 from orchestrator.privacy.plan import DpPlan
 from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.opening import OpenData
-from orchestrator.runs.publishing import encoder_record, task_entry
+from orchestrator.runs.publishing import encoder_record, entry_of_phase_one
 from orchestrator.sweep.recipe import Encoder, Need, Recipe, encoder_file
 from orchestrator.sweep.settings import SweepSettings
 from orchestrator.sweep.store import Store
 from orchestrator.train_job import EncoderJob, train_encoder_here
-from orchestrator.wire import HeadWeights
 
 RECIPE = "sweep_recipe"
 """Under which the catalog says how an encoder was made."""
@@ -218,7 +216,9 @@ class Encoders:
         published = self._catalog.publish_encoder(record, encoder.weights)
         if encoder.private_module is not None:
             self._budget.outside(without_noise(encoder.guarantee.excludes))
-            entry = private_entry(recipe, self._data, encoder.private_module, result, encoder.guarantee)
+            entry = entry_of_phase_one(
+                self._data, recipe.private, recipe.network, result, private=True, guarantee=encoder.guarantee
+            )
             self._catalog.publish_tasks(published.version, [entry], expected=frozenset())
         self._known[recipe.key] = published.version
 
@@ -246,28 +246,3 @@ class Encoders:
             accountant = Accountant(recipe.dp.accountant)
             accountant.load_state_dict(accounted)
         return guarantee_for(recipe.dp, accountant=accountant, n_train=recipe.n_train)
-
-
-def private_entry(
-    recipe: Recipe,
-    data: TrainingData,
-    module: tuple[ModuleConfig, Mapping[str, Any]],
-    result: EncoderResult,
-    guarantee: Guarantee,
-) -> Any:
-    """The private attribute's module and head of phase 1, as train.py publishes them."""
-    spec = data.specs[recipe.private]
-    return task_entry(
-        spec,
-        private=True,
-        module_config=module[0],
-        module_state=module[1],
-        head=HeadWeights(
-            task=recipe.private,
-            state={name: value.numpy() for name, value in result.heads[recipe.private].items()},
-            config=recipe.network.head_config(data.image_size, spec.n_outputs).to_json(),
-        ),
-        metrics=result.test_metrics[recipe.private],
-        guarantee=guarantee,
-        dissimilarity=DissimilarityConfig(omega=0.0),
-    )

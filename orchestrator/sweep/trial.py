@@ -32,7 +32,7 @@ from orchestrator.evaluation.leakage import TaskFeatures, evaluate_leakage
 from orchestrator.evaluation.report import LeakageReport
 from orchestrator.feature_cache import FeatureCache
 from orchestrator.memory import keep_freed_memory
-from orchestrator.models.modules import build_module
+from orchestrator.models.modules import rebuild_module
 from orchestrator.network import NetworkConfig, freeze
 from orchestrator.privacy.bounded.keyed_noise import NoiseKey
 from orchestrator.release import NoisePlan
@@ -156,8 +156,7 @@ class _TrialRun:
         for task in self.settings.tasks:
             if task in session.quarantined:
                 continue
-            module = build_module(config, seed=0)
-            module.load_state_dict(session.module_weights(task))
+            module = rebuild_module(config, session.module_weights(task))
             head = session.heads[task]
             given = TaskFeatures(
                 spec=self.data.specs[task],

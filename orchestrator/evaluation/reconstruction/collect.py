@@ -13,7 +13,7 @@ from orchestrator.evaluation.attacks.swap import head_logits
 from orchestrator.evaluation.collect import Published
 from orchestrator.evaluation.reconstruction.base import PixelNetwork
 from orchestrator.evaluation.reconstruction.suite import ShownFeature
-from orchestrator.models.modules import ModuleConfig, build_module
+from orchestrator.models.modules import ModuleConfig, rebuild_module
 from orchestrator.network import freeze
 from tasks.datasets.splits import SUBSETS
 from tasks.datasets.table import ImageArray
@@ -47,8 +47,7 @@ def collect_shown(catalog: Catalog, published: Published, *, white_box: bool = T
         if given.private:
             continue
         record, state, _ = catalog.load_task(published.encoder.version, task)
-        module = build_module(ModuleConfig.from_json(dict(record.module_config)), seed=0)
-        module.load_state_dict(dict(state))
+        module = rebuild_module(ModuleConfig.from_json(dict(record.module_config)), state)
         answers = None
         if given.head is not None and not given.spec.dense:
             answers = {subset: head_logits(given.head, z).argmax(axis=1) for subset, z in given.features.items()}
