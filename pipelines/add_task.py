@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipelines.command import main
 
 if TYPE_CHECKING:
-    from orchestrator.settings import AddTaskSettings
+    from orchestrator.settings.add_task import AddTaskSettings
 
 
 def run(settings: AddTaskSettings) -> None:
@@ -42,4 +42,4 @@ def run(settings: AddTaskSettings) -> None:
 
 
 if __name__ == "__main__":
-    main("AddTaskSettings", run, prog="add_task.py")
+    main("orchestrator.settings.add_task:AddTaskSettings", run, prog="add_task.py")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.evaluation.audit.report import AuditReport, Runner
-    from orchestrator.settings import AuditSettings
+    from orchestrator.settings.audit import AuditSettings
 
 _WIDTH = 150
 _MOST_PROCESSES = 8
@@ -118,4 +118,4 @@ def _begin() -> None:
 
 
 if __name__ == "__main__":
-    main("AuditSettings", run, prog="audit.py")
+    main("orchestrator.settings.audit:AuditSettings", run, prog="audit.py")

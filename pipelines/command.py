@@ -32,8 +32,8 @@ T = TypeVar("T")
 def main(settings: str, run: Callable[[Any], None], *, prog: str, presets: bool = False) -> None:
     """Parse ``sys.argv`` into settings, run the command, and exit with its status.
 
-    ``settings`` names a class of `orchestrator.settings`, or as ``module:Class`` one of another module. It is imported
-    here: without the cluster's packages the user gets one line that says what to install.
+    ``settings`` names a class as ``module:Class``. It is imported here: without the cluster's packages the user gets
+    one line that says what to install.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     keep_freed_memory()
@@ -64,9 +64,9 @@ def execute(settings: str, run: Callable[[Any], None], argv: Sequence[str], *, p
 
 
 def _settings_class(name: str) -> type[Any]:
-    module, _, kind_name = name.rpartition(":")
+    module, _, kind_name = name.partition(":")
     try:
-        settings = importlib.import_module(module or "orchestrator.settings")
+        settings = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] in {"orchestrator", "tasks"}:
             raise

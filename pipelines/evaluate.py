@@ -13,7 +13,7 @@ from pipelines.command import main
 
 if TYPE_CHECKING:
     from orchestrator.runs.evaluate import Outcome
-    from orchestrator.settings import EvaluateSettings
+    from orchestrator.settings.evaluate import EvaluateSettings
     from pipelines.running import Running
 
 
@@ -84,4 +84,4 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
-    main("EvaluateSettings", run, prog="evaluate.py")
+    main("orchestrator.settings.evaluate:EvaluateSettings", run, prog="evaluate.py")

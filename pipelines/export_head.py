@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipelines.command import main
 
 if TYPE_CHECKING:
-    from orchestrator.settings import ExportHeadSettings
+    from orchestrator.settings.export_head import ExportHeadSettings
 
 
 def run(settings: ExportHeadSettings) -> None:
@@ -46,4 +46,4 @@ def run(settings: ExportHeadSettings) -> None:
 
 
 if __name__ == "__main__":
-    main("ExportHeadSettings", run, prog="export_head.py")
+    main("orchestrator.settings.export_head:ExportHeadSettings", run, prog="export_head.py")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.privacy.ledger import Account, Ledger
-    from orchestrator.settings import LedgerSettings
+    from orchestrator.settings.ledger import LedgerSettings
 
 _WIDTH = 140
 _SHOWN = 12
@@ -24,7 +24,7 @@ def run(settings: LedgerSettings) -> None:
     from orchestrator.checkpoint import write_atomically
     from orchestrator.errors import NotPublishedError
     from orchestrator.privacy.ledger import Ledger
-    from orchestrator.settings import LedgerExport, LedgerLimit, LedgerRelease, LedgerShow
+    from orchestrator.settings.ledger import LedgerExport, LedgerLimit, LedgerRelease, LedgerShow
 
     command = settings.command
     console = open_console(width=_WIDTH)
@@ -94,4 +94,4 @@ def _show(console: Console, account: Account) -> None:
 
 
 if __name__ == "__main__":
-    main("LedgerSettings", run, prog="ledger.py")
+    main("orchestrator.settings.ledger:LedgerSettings", run, prog="ledger.py")

@@ -12,7 +12,8 @@ from orchestrator.catalog_records import TaskRecord
 from orchestrator.runs.add_task import RemoteTenant
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import OpenConsumer
-from orchestrator.settings import RemoteSettings, RuntimeSettings
+from orchestrator.settings.add_task import RemoteSettings
+from orchestrator.settings.shared import RuntimeSettings
 
 if TYPE_CHECKING:
     from serve.remote.listener import Listener

@@ -14,7 +14,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.cluster import ray_cluster
 from orchestrator.runs.history import History
 from orchestrator.runs.observer import Observers
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 from orchestrator.tracking import Tracker, check_reachable, open_tracker
 from pipelines.command import open_console
 from pipelines.progress import TerminalObserver

@@ -11,7 +11,9 @@ from orchestrator.catalog_records import TaskRecord
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.runs.add_task import AddOutcome
 from orchestrator.runs.train import TrainOutcome
-from orchestrator.settings import AddTaskSettings, RuntimeSettings, TrainSettings
+from orchestrator.settings.add_task import AddTaskSettings
+from orchestrator.settings.shared import RuntimeSettings
+from orchestrator.settings.train import TrainSettings
 from pipelines.running import Running
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipelines.command import main
 
 if TYPE_CHECKING:
-    from orchestrator.settings import TrainSettings
+    from orchestrator.settings.train import TrainSettings
 
 
 def run(settings: TrainSettings) -> None:
@@ -31,4 +31,4 @@ def run(settings: TrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    main("TrainSettings", run, prog="train.py", presets=True)
+    main("orchestrator.settings.train:TrainSettings", run, prog="train.py", presets=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 from serve.arguments import ReplicaArgs
 from serve.model import MAX_PIXELS, Arithmetic
 

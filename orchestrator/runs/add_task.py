@@ -31,7 +31,8 @@ from orchestrator.runs.publishing import (
     task_entry,
     with_bound,
 )
-from orchestrator.settings import AddTaskSettings, TaskPrivacySettings
+from orchestrator.settings.add_task import AddTaskSettings
+from orchestrator.settings.task_privacy import TaskPrivacySettings
 from orchestrator.updates import make_plan
 
 

@@ -13,7 +13,7 @@ from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import NOBODY, OpenConsumer
 from orchestrator.runs.phase_two import SessionResult, run_session, with_epochs
 from orchestrator.runs.publishing import check_unpublished, fixed_modules
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 
 _ATTEMPTS = 5
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from orchestrator.privacy.ledger import Account, Ledger, LedgerCharge, Mechanism
 from orchestrator.privacy.plan import Charge, DpPlan
 from orchestrator.runs.folder import RunFolder
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 from tasks.datasets.table import ImageTable
 
 

@@ -40,7 +40,7 @@ from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.ledger import Account, Ledger
 from orchestrator.runs.noise import noise_plan
 from orchestrator.runs.observer import RunObserver
-from orchestrator.settings import EvaluateSettings
+from orchestrator.settings.evaluate import EvaluateSettings
 
 _ALONE_BATCH = 32
 """Half of the default of a session, so that in as many epochs the network to compare with takes twice the steps."""

@@ -26,7 +26,7 @@ from orchestrator.checkpoints import Checkpoints, make_private
 from orchestrator.config import to_mapping
 from orchestrator.errors import CheckpointError, ConfigError, LedgerError, PartyLostError, UnavailableError
 from orchestrator.sampling import derive_seed
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 
 _NOTES: Final = "run.json"
 _LOCK: Final = "lock"

@@ -18,7 +18,7 @@ from orchestrator.consumer import ConsumerConfig
 from orchestrator.errors import ConfigError, DataError, PrivacyRefusal
 from orchestrator.ports import ConsumerPort, ProducerPort
 from orchestrator.runs.observer import RunObserver
-from orchestrator.settings import DataSettings, RuntimeSettings
+from orchestrator.settings.shared import DataSettings, RuntimeSettings
 from orchestrator.shaping import Secret
 from orchestrator.wire import TaskOffer
 from tasks.datasets import open_dataset

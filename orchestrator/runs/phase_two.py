@@ -14,7 +14,7 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import NOBODY, OpenConsumer, open_parties
 from orchestrator.session import EpochReport, Session
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 from orchestrator.wire import EvaluationReport, HeadWeights
 
 

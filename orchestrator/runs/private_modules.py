@@ -19,7 +19,7 @@ from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.publishing import task_privacy_words
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 from orchestrator.train_job import EncoderJob, ModuleJob, train_encoder, train_encoder_here
 
 PART = "modules"

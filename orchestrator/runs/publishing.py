@@ -19,7 +19,7 @@ from orchestrator.models.modules import ModuleConfig
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.guarantee import Guarantee
-from orchestrator.settings import DataSettings
+from orchestrator.settings.shared import DataSettings
 from orchestrator.shaping import ShapingPlan
 from orchestrator.wire import HeadWeights
 from tasks.datasets.table import ImageTable

@@ -51,7 +51,7 @@ from orchestrator.runs.publishing import (
     task_privacy_words,
     with_bound,
 )
-from orchestrator.settings import TrainSettings
+from orchestrator.settings.train import TrainSettings
 from orchestrator.shaping import ShapingPlan
 from orchestrator.tracking import Tracker
 from orchestrator.train_job import EncoderJob

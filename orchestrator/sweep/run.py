@@ -24,7 +24,7 @@ from orchestrator.sweep.plan import Plan, make_plan
 from orchestrator.sweep.proposers import ListProposer, OptunaProposer, Proposer
 from orchestrator.sweep.recipe import Need
 from orchestrator.sweep.records import Trial, failure_file, trial_id, weights_file
-from orchestrator.sweep.registering import register, winners
+from orchestrator.sweep.registering import Registrar, winners
 from orchestrator.sweep.result import Result, ordered
 from orchestrator.sweep.settings import SweepSettings
 from orchestrator.sweep.space import Point
@@ -243,9 +243,9 @@ class _Run:
             return ListProposer(self.points)
         width = 1
         if self.settings.runtime.engine == "ray":
-            from orchestrator.cluster import cluster_cpus
+            from orchestrator.sweep.tuning import room_for
 
-            width = max(1, int(cluster_cpus() // self.settings.runtime.trial_cpus))
+            width = room_for(self.settings.runtime)
         known = [Trial.from_json(found) for name in self.store.names("trials") if (found := self._read(name))]
         return OptunaProposer(
             self.settings, width=min(width, self.settings.runtime.concurrency or width), resolve=self.settings.resolved,
@@ -277,16 +277,16 @@ class _Run:
         self.observer.on_stage("publishing the best")
         for trial in winners(result).values():
             encoders.want(Need.of(trial.point))  # of an earlier attempt: known to the catalog, not yet to this process
-        versions = register(
-            result,
-            self.settings,
-            self.data,
+        registrar = Registrar(
+            settings=self.settings,
+            data=self.data,
             encoders=encoders,
             store=self.store,
             catalog=self.catalog,
             run_id=self.run_id,
             secrets=self.opened.secrets(self.settings.task_privacy.named_secrets),
         )
+        versions = registrar.register(result)
         self.folder.remember(registered=versions)
         for name in self.store.names("weights"):
             self.store.remove(f"weights/{name}")

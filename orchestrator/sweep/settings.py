@@ -15,7 +15,9 @@ from orchestrator.encoder_training import EncoderTrainingConfig
 from orchestrator.errors import ConfigError
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.dp import DpConfig
-from orchestrator.settings import DataSettings, RuntimeSettings, TaskPrivacySettings, TrainSettings
+from orchestrator.settings.shared import DataSettings, RuntimeSettings
+from orchestrator.settings.task_privacy import TaskPrivacySettings
+from orchestrator.settings.train import TrainSettings
 from orchestrator.sweep.objectives import Objective, chosen_objectives
 from orchestrator.sweep.space import Dimension, Point, Space, parse_dimension
 from orchestrator.sweep.store import is_url

@@ -39,7 +39,7 @@ from orchestrator.release import NoisePlan
 from orchestrator.runs.observer import SilentObserver
 from orchestrator.runs.phase_two import SessionResult, run_session
 from orchestrator.session import EpochReport
-from orchestrator.settings import TrainSettings
+from orchestrator.settings.train import TrainSettings
 from orchestrator.shaping import Secret
 from orchestrator.sweep.recipe import Encoder, Need, Recipe, encoder_file
 from orchestrator.sweep.records import Trial, trial_file, weights_file

@@ -75,12 +75,21 @@ def check_cluster(runtime: SweepRuntime) -> None:
         )
 
 
+def room_for(runtime: SweepRuntime) -> int:
+    """How many trials the cluster's CPUs take at a time; at least 1.
+
+    Where it is more, a trial's process goes on with the next one. It keeps its CPU while it waits for one, so with a
+    single CPU the encoder that all wait for would never be trained.
+    """
+    return max(1, int(cluster_cpus() // runtime.trial_cpus))
+
+
 class RayTrainer:
     """Encoders as Ray remote functions, each where there is room."""
 
     def __init__(self, data: TrainingData, runtime: SweepRuntime) -> None:
         self._data, self._resources = ray.put(data), trial_resources(runtime)
-        self.width = max(1, int(cluster_cpus() // runtime.trial_cpus))
+        self.width = room_for(runtime)
 
     def start(self, job: EncoderJob) -> Future[EncoderResult]:
         """Hand it to the cluster. The images are there already."""
@@ -189,7 +198,12 @@ def run_on_tune(study: Study, data: TrainingData, dispatcher: Dispatcher, *, nam
     with _environment(), _experiment(study.store) as (path, filesystem):
         tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(search_alg=searcher, scheduler=scheduler, num_samples=-1),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                reuse_actors=room_for(settings.runtime) > 1,
+            ),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=path,

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.catalog import Catalog, catalogs
 from orchestrator.errors import ConfigError, NotPublishedError
 from orchestrator.mlflow_store import check_reachable
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 from serve.arguments import CatalogArgs, TaskArgs, VersionArgs
 from serve.deployment.environment import Entrance, haproxy_binary
 from serve.deployment.state import Deployed, Deployments

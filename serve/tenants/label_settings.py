@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestrator.settings import DataSettings
+from orchestrator.settings.shared import DataSettings
 from serve.tenants.moments import moment
 from serve.tenants.registry import check_name
 from serve.tenants.sealed_files import parse_public_key

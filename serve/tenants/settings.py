@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from orchestrator.errors import ConfigError, UnknownNameError
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 from serve.tenants.gate import Places
 from serve.tenants.moments import moment, span
 from serve.tenants.records import VERBS, VERBS_OF_ROLE, Role, Verb

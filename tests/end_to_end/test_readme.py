@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-from orchestrator import settings
+from orchestrator.settings.add_task import AddTaskSettings
+from orchestrator.settings.audit import AuditSettings
+from orchestrator.settings.evaluate import EvaluateSettings
+from orchestrator.settings.export_head import ExportHeadSettings
+from orchestrator.settings.ledger import LedgerSettings
+from orchestrator.settings.train import TrainSettings
 from orchestrator.sweep.settings import SweepSettings
 from pipelines.command import parse
 from serve.settings import DeploySettings
@@ -20,12 +25,12 @@ from serve.tenants.label_settings import LabelsSettings
 from serve.tenants.settings import TenantsSettings
 
 CLASSES = {
-    "train": settings.TrainSettings,
-    "add_task": settings.AddTaskSettings,
-    "evaluate": settings.EvaluateSettings,
-    "ledger": settings.LedgerSettings,
-    "audit": settings.AuditSettings,
-    "export_head": settings.ExportHeadSettings,
+    "train": TrainSettings,
+    "add_task": AddTaskSettings,
+    "evaluate": EvaluateSettings,
+    "ledger": LedgerSettings,
+    "audit": AuditSettings,
+    "export_head": ExportHeadSettings,
     "sweep": SweepSettings,
     "deploy": DeploySettings,
     "tenants": TenantsSettings,

@@ -16,7 +16,7 @@ SMALL = ("--epsilon", "1", "--runs", "40", "--processes", "1", "--seed", "0")
 
 def run(*flags: str) -> int:
     try:
-        return execute("AuditSettings", audit.run, flags, prog="audit.py")
+        return execute("orchestrator.settings.audit:AuditSettings", audit.run, flags, prog="audit.py")
     except SystemExit as end:
         return int(end.code or 0)
 

@@ -30,14 +30,14 @@ SOLD = ["--private", "who", "--tasks", "pose"]
 
 def run_train(*flags: str) -> int:
     try:
-        return execute("TrainSettings", train.run, flags, prog="train.py", presets=True)
+        return execute("orchestrator.settings.train:TrainSettings", train.run, flags, prog="train.py", presets=True)
     except SystemExit as end:
         return int(end.code or 0)
 
 
 def run_add(*flags: str) -> int:
     try:
-        return execute("AddTaskSettings", add_task.run, flags, prog="add_task.py")
+        return execute("orchestrator.settings.add_task:AddTaskSettings", add_task.run, flags, prog="add_task.py")
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -218,5 +218,10 @@ def test_what_cannot_be_added_is_refused_and_what_is_there_stays(home, write_par
 
 
 def test_evaluating_what_was_never_trained_says_what_to_do(home, capsys):
-    assert execute("EvaluateSettings", evaluate.run, ["--engine", "process"], prog="evaluate.py") == 2
+    assert (
+        execute(
+            "orchestrator.settings.evaluate:EvaluateSettings", evaluate.run, ["--engine", "process"], prog="evaluate.py"
+        )
+        == 2
+    )
     assert "train an encoder first" in complaint(capsys)

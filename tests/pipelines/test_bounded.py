@@ -30,12 +30,14 @@ FOUR_BITS = ChannelConfig.for_bits(4.0)
 
 
 def run_train(*flags: str) -> int:
-    return execute("TrainSettings", train.run, [*QUICK, *flags], prog="train.py", presets=True)
+    return execute(
+        "orchestrator.settings.train:TrainSettings", train.run, [*QUICK, *flags], prog="train.py", presets=True
+    )
 
 
 def run_add(task: str, *more: str) -> int:
     flags = [task, "--engine", "process", "--threads", "1", "--epochs", "2", *more]
-    return execute("AddTaskSettings", add_task.run, flags, prog="add_task.py")
+    return execute("orchestrator.settings.add_task:AddTaskSettings", add_task.run, flags, prog="add_task.py")
 
 
 def catalog(home: Path) -> Catalog:
@@ -196,7 +198,10 @@ def test_a_bounded_task_is_not_added_with_the_rest_of_the_backbone(home, write_p
 
 def run_evaluate(*flags: str) -> int:
     return execute(
-        "EvaluateSettings", evaluate.run, ["--engine", "process", "--threads", "1", *flags], prog="evaluate.py"
+        "orchestrator.settings.evaluate:EvaluateSettings",
+        evaluate.run,
+        ["--engine", "process", "--threads", "1", *flags],
+        prog="evaluate.py",
     )
 
 

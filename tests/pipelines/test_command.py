@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.config import read_toml
 from orchestrator.errors import UnavailableError
-from orchestrator.settings import TrainSettings
+from orchestrator.settings.train import TrainSettings
 from pipelines.command import execute, open_console, parse, preset_names, preset_path
 from tasks.errors import ConfigError, MetaMorphosisError
 
@@ -59,20 +59,25 @@ def raise_it(error):
     ],
 )
 def test_the_exit_status_says_whose_mistake_it_was(capsys, error, status):
-    assert execute("EvaluateSettings", raise_it(error), [], prog="x") == status
+    assert execute("orchestrator.settings.evaluate:EvaluateSettings", raise_it(error), [], prog="x") == status
     err = capsys.readouterr().err
     assert ("Traceback" in err) == isinstance(error, ZeroDivisionError)
 
 
 def test_a_full_disk_is_named(capsys):
-    execute("EvaluateSettings", raise_it(OSError(28, "No space left on device", "/somewhere")), [], prog="x")
+    execute(
+        "orchestrator.settings.evaluate:EvaluateSettings",
+        raise_it(OSError(28, "No space left on device", "/somewhere")),
+        [],
+        prog="x",
+    )
     assert "No space left on device: /somewhere" in capsys.readouterr().err
 
 
 def test_an_error_takes_along_what_was_noted_on_its_way(capsys):
     error = UnavailableError("no server")
     error.add_note("Nothing is lost")
-    execute("EvaluateSettings", raise_it(error), [], prog="x")
+    execute("orchestrator.settings.evaluate:EvaluateSettings", raise_it(error), [], prog="x")
     assert capsys.readouterr().err == "error: no server. Nothing is lost\n"
 
 
@@ -103,13 +108,17 @@ def test_the_help_explains_every_flag(capsys):
 
 @pytest.mark.parametrize(
     "settings",
-    ["TrainSettings", "orchestrator.sweep.settings:SweepSettings", "serve.tenants.settings:TenantsSettings"],
+    [
+        "orchestrator.settings.train:TrainSettings",
+        "orchestrator.sweep.settings:SweepSettings",
+        "serve.tenants.settings:TenantsSettings",
+    ],
 )
 def test_without_the_cluster_packages_a_command_says_what_to_install(capsys, monkeypatch, settings):
     real = importlib.import_module
 
     def without_torch(name, *rest):
-        if name.endswith(".settings"):
+        if name == settings.partition(":")[0]:
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
         return real(name, *rest)
 

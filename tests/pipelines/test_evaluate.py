@@ -24,12 +24,14 @@ QUICK = [
 
 
 def run_train(*flags: str) -> int:
-    return execute("TrainSettings", train.run, [*QUICK, *flags], prog="train.py", presets=True)
+    return execute(
+        "orchestrator.settings.train:TrainSettings", train.run, [*QUICK, *flags], prog="train.py", presets=True
+    )
 
 
 def run_evaluate(*flags: str) -> int:
     flags = ("--engine", "process", "--threads", "1", *flags)
-    return execute("EvaluateSettings", evaluate.run, list(flags), prog="evaluate.py")
+    return execute("orchestrator.settings.evaluate:EvaluateSettings", evaluate.run, list(flags), prog="evaluate.py")
 
 
 def evaluated(out: Path) -> dict:

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.privacy.escrow import TenantKey
 from orchestrator.runs.observer import SilentObserver
 from orchestrator.runs.opening import open_data
-from orchestrator.settings import DataSettings
+from orchestrator.settings.shared import DataSettings
 from pipelines import labels, tenants
 from pipelines.command import execute
 from serve.tenants import sealed_files

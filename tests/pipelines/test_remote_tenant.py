@@ -44,7 +44,7 @@ EPOCH = re.compile(r"glasses: loss ([\d.]+), validation accuracy ([\d.]+)")
 
 
 def run_add(*flags: str) -> int:
-    return execute("AddTaskSettings", add_task.run, [*ADD, *flags], prog="add_task.py")
+    return execute("orchestrator.settings.add_task:AddTaskSettings", add_task.run, [*ADD, *flags], prog="add_task.py")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -110,15 +110,24 @@ def test_a_remote_tenant_ends_where_a_hosted_one_does_and_keeps_its_head(home, w
     # what the operator has is the hosted head, and not the other
     written = tmp_path / "head.onnx"
     flags = ["glasses", "--encoder-version", "1", "--out", str(written)]
-    assert execute("ExportHeadSettings", export_head.run, flags, prog="export_head.py") == 0
+    assert (
+        execute("orchestrator.settings.export_head:ExportHeadSettings", export_head.run, flags, prog="export_head.py")
+        == 0
+    )
     z = np.random.default_rng(0).standard_normal((3, *Head.load(written).card.feature_shape)).astype(np.float32)
     np.testing.assert_allclose(Head.load(written).logits(z), Head.load(path).logits(z), atol=1e-5)
     capsys.readouterr()
     flags = ["glasses", "--encoder-version", "2", "--out", str(written)]
-    assert execute("ExportHeadSettings", export_head.run, flags, prog="export_head.py") == 2
+    assert (
+        execute("orchestrator.settings.export_head:ExportHeadSettings", export_head.run, flags, prog="export_head.py")
+        == 2
+    )
     assert "keeps its head" in capsys.readouterr().err
     flags = ["who", "--encoder-version", "1", "--out", str(written)]
-    assert execute("ExportHeadSettings", export_head.run, flags, prog="export_head.py") == 2
+    assert (
+        execute("orchestrator.settings.export_head:ExportHeadSettings", export_head.run, flags, prog="export_head.py")
+        == 2
+    )
     assert "does not leave the producer" in capsys.readouterr().err
 
 

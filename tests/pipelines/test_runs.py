@@ -30,7 +30,9 @@ SOLD = ["--private", "who", "--tasks", "pose,glasses"]
 
 
 def run_train(*flags: str) -> int:
-    return execute("TrainSettings", train.run, [*QUICK, *flags], prog="train.py", presets=True)
+    return execute(
+        "orchestrator.settings.train:TrainSettings", train.run, [*QUICK, *flags], prog="train.py", presets=True
+    )
 
 
 def catalog(home: Path) -> Catalog:
@@ -264,4 +266,4 @@ def test_a_frozen_head_may_be_given_as_a_file(home, write_parquet, tmp_path, cap
 
 def run_add(task: str, *more: str) -> int:
     flags = [task, "--engine", "process", "--threads", "1", "--epochs", "2", "--conflict-epochs", "1", *more]
-    return execute("AddTaskSettings", add_task.run, flags, prog="add_task.py")
+    return execute("orchestrator.settings.add_task:AddTaskSettings", add_task.run, flags, prog="add_task.py")

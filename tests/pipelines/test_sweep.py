@@ -23,7 +23,7 @@ from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.privacy.ledger import Account, Ledger, LedgerCharge
 from orchestrator.runs.observer import SilentObserver
 from orchestrator.runs.opening import open_data
-from orchestrator.settings import DataSettings
+from orchestrator.settings.shared import DataSettings
 from orchestrator.sweep import trial as trial_module
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.store import Store

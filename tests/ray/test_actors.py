@@ -18,7 +18,7 @@ from orchestrator.runs.observer import SilentObserver
 from orchestrator.runs.opening import open_parties
 from orchestrator.runs.phase_two import run_session
 from orchestrator.session import Session
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.shared import RuntimeSettings
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),

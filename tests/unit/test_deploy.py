@@ -12,7 +12,7 @@ import yaml
 from tiny import ROOT
 
 from orchestrator.config import read_toml
-from orchestrator.settings import AddTaskSettings
+from orchestrator.settings.add_task import AddTaskSettings
 from orchestrator.sweep.settings import SweepSettings
 from pipelines.command import parse, preset_path
 

@@ -9,7 +9,8 @@ import torch
 
 from orchestrator.errors import CheckpointError, ConfigError, UnavailableError
 from orchestrator.runs.folder import RunFolder
-from orchestrator.settings import RuntimeSettings, TrainSettings
+from orchestrator.settings.shared import RuntimeSettings
+from orchestrator.settings.train import TrainSettings
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from orchestrator.network import BoundedNetworkConfig, NetworkConfig
 from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.dissimilarity import DissimilarityConfig
 from orchestrator.privacy.dp import DpConfig
-from orchestrator.settings import AddTaskSettings, TaskPrivacySettings, TrainSettings
+from orchestrator.settings.add_task import AddTaskSettings
+from orchestrator.settings.task_privacy import TaskPrivacySettings
+from orchestrator.settings.train import TrainSettings
 
 
 def test_left_alone_the_settings_are_the_papers():

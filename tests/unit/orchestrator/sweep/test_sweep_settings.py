@@ -12,7 +12,8 @@ from orchestrator.config import from_mapping, read_toml, to_mapping
 from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.network import BoundedNetworkConfig, NetworkConfig
 from orchestrator.privacy.dp import DpConfig
-from orchestrator.settings import TaskPrivacySettings, TrainSettings
+from orchestrator.settings.task_privacy import TaskPrivacySettings
+from orchestrator.settings.train import TrainSettings
 from orchestrator.sweep.settings import SpaceSettings, SweepRuntime, SweepSettings
 from orchestrator.sweep.space import Point
 
