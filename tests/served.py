@@ -44,20 +44,13 @@ def train_shop(home: Path) -> None:
         patch.setenv("METAMORPHOSIS_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         sold = ["--private", "parity", "--algorithm", "task", "--epsilon", "None"]
-        assert (
-            execute(
-                "orchestrator.settings.train:TrainSettings",
-                train.run,
-                [*QUICK, *sold, "--tasks", "loop,large"],
-                prog="train.py",
-            )
-            == 0
-        )
+        trains, adds = "orchestrator.settings.train:TrainSettings", "orchestrator.settings.add_task:AddTaskSettings"
+        assert execute(trains, train.run, [*QUICK, *sold, "--tasks", "loop,large"], prog="train.py") == 0
         bounded = ["--task-privacy", "bounded", "--feature-bits", "4", "--engine", "process", "--threads", "1"]
         flags = ["digit", *bounded, "--epochs", "1", "--head", "mlp"]
-        assert execute("orchestrator.settings.add_task:AddTaskSettings", add_task.run, flags, prog="add_task.py") == 0
+        assert execute(adds, add_task.run, flags, prog="add_task.py") == 0
         again = [*QUICK, *sold, "--tasks", "loop", "--seed", "1"]
-        assert execute("orchestrator.settings.train:TrainSettings", train.run, again, prog="train.py") == 0
+        assert execute(trains, train.run, again, prog="train.py") == 0
 
 
 def digit_images(n: int) -> np.ndarray:

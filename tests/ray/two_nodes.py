@@ -1,9 +1,10 @@
-"""Two Ray nodes on one machine, the second of which may not open what is on the driver's disk; then a command on them.
+"""Two Ray nodes on one machine: the driver's, without a CPU, and one that has them all and may not open what is on the
+driver's disk; then a command on them.
 
     python two_nodes.py FOLDER -- flags of sweep.py
 
-In FOLDER: home is the driver's disk, scratch-1 and scratch-2 are the nodes' own. What the second node tried to open of
-the driver's disk is in FOLDER/trespasses.
+In FOLDER: home is the driver's disk, scratch is the other node's own. What that node tried to open of the driver's disk
+is in FOLDER/trespasses.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ def main() -> int:
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
-            "num_cpus": 1,
+            "num_cpus": 0,
             "include_dashboard": False,
-            "env_vars": {**common, "METAMORPHOSIS_SCRATCH": str(folder / "scratch-1"), "PYTHONPATH": str(ROOT)},
+            "env_vars": {**common, "PYTHONPATH": str(ROOT)},
         },
     )
     try:
         cluster.add_node(
-            num_cpus=1,
+            num_cpus=2,
             env_vars={
                 **common,
-                "METAMORPHOSIS_SCRATCH": str(folder / "scratch-2"),
+                "METAMORPHOSIS_SCRATCH": str(folder / "scratch"),
                 "PYTHONPATH": f"{guard}{os.pathsep}{ROOT}",
             },
         )
