@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from http import HTTPStatus
 from typing import Final
 
@@ -37,6 +38,17 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
     if too_large:
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {max_bytes:,} bytes")
     return bytes(found)
+
+
+async def discard_body(request: Request, *, max_bytes: int, seconds: float) -> None:
+    """Read what nobody wants, and forget it: who is not through with sending does not see what is answered."""
+    read = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                read += len(chunk)
+                if read > max_bytes:
+                    break
 
 
 def _announced(request: Request) -> int:

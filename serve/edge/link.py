@@ -15,7 +15,7 @@ import random
 import ssl
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -130,9 +130,11 @@ class Link:
         headers: Mapping[str, str] | None = None,
         content: bytes = b"",
         max_bytes: int = 1 << 28,
+        known: Collection[int] = (),
     ) -> Received:
         """The answer to a request that may be sent twice, unpacked, and never more of it in memory than ``max_bytes``.
 
+        A refusal with a status in ``known`` is an answer like others, for its caller to understand.
         Raises `RefusedError` (401, 403), `NotServedError` (404), `AnswerError` (any other refusal, or an answer that is
         too large) at once, and `UnreachableError` after `Patience.total_s` without an answer.
         """
@@ -147,9 +149,9 @@ class Link:
             finally:
                 response.close()
 
-        return self._persist(send)
+        return self._persist(send, known)
 
-    def _persist(self, send: Callable[[], Received]) -> Received:
+    def _persist(self, send: Callable[[], Received], known: Collection[int]) -> Received:
         started, attempt = self._clock(), 0
         while True:
             asked_s = 0.0
@@ -164,7 +166,7 @@ class Link:
                 told: str = f"{type(error).__name__}: {error}"
             else:
                 if received.status not in PASSING:
-                    return self._accepted(received)
+                    return received if received.status in known else self._accepted(received)
                 asked_s = retry_after(received.headers.get("Retry-After"))
                 told = f"status {received.status}: {received.explanation}"
             pause_s = self.patience.pause(attempt, asked_s, self._draw)

@@ -6,6 +6,7 @@ status  when
 400     the answer cannot be read; the work waits for a better one
 401     no valid token              404  no such training for this token
 409     another process of the same tenant has taken over
+412     the work that If-Match names is not the one at hand: come again without an answer
 413     a body larger than the answer can be
 429     too many requests: see Retry-After
 """
@@ -22,8 +23,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from orchestrator.errors import ProtocolError
+from serve.bodies import discard_body
 from serve.codec import MEDIA_TYPE, CodecError, compress, decompress
-from serve.remote.exchange import Exchange, TakenOverError
+from serve.remote.exchange import Exchange, StaleAnswerError, TakenOverError
 from serve.remote.messages import ENVELOPE_BYTES, Reply, Work
 from serve.tenants.errors import NOT_FOUND, TITLES, Refused
 
@@ -31,6 +33,8 @@ POLL_S: Final = 20.0
 """How long a request waits for work before it is told to come again."""
 _BODY_S: Final = 120.0
 """In which a body has to be there."""
+_DISCARDED_BYTES: Final = 1 << 30
+"""Read at most of a body that is not wanted: who is not through with sending does not see what is answered."""
 
 
 class Admitted(Protocol):
@@ -100,8 +104,11 @@ def training_app(exchanges: Mapping[str, Exchange], gate: Admits, *, poll_s: flo
         if exchange is None:
             return _refusal(NOT_FOUND, TITLES[NOT_FOUND])
         try:
-            reply = await _read(request, values=exchange.answer_values())
+            reply = await _read(request, values=exchange.room_for(request.headers.get("if-match", "")))
             exchange.take(reply)
+        except StaleAnswerError as error:
+            await discard_body(request, max_bytes=_DISCARDED_BYTES, seconds=_BODY_S)
+            return _refusal(412, str(error))
         except TooLargeError:
             return _refusal(413, "the body is larger than the answer can be")
         except TimeoutError:

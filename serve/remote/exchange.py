@@ -1,8 +1,8 @@
 """Between the session, which asks, and the tenant's process, which comes by over HTTP to answer.
 
 One exchange a task. The session's threads queue works and wait; the process answers the first of the queue and takes
-the next, in one request. Who comes again with an answer that was taken already gets the next work again, and nothing
-is applied twice: a work is answered once, by its number within its sitting.
+the next, in one request. A work is answered once, by its number within its sitting, and nothing is applied twice: whose
+answer was taken already, or is to a sitting of another exchange, says that it is there, and gets the next work.
 
     process is heard first -> it is *the* process -> (another one comes: the first is refused from now on,
     and everything that was asked is lost, as it knows nothing of it: `PartyLostError`)
@@ -31,6 +31,10 @@ _LONGEST_NAME: Final = 64
 
 class TakenOverError(MetaMorphosisError):
     """Another process of the same tenant has taken the task over."""
+
+
+class StaleAnswerError(MetaMorphosisError):
+    """An answer to a work that is not at hand: it was taken already, or whoever asked for it is gone."""
 
 
 class Asked(Generic[T]):
@@ -150,10 +154,17 @@ class Exchange:
 
     # -- the tenant's side ---------------------------------------------------------------------------------------------
 
-    def answer_values(self) -> int:
-        """The most numbers that the answer to the work at hand may hold."""
+    def room_for(self, tag: str) -> int:
+        """The most numbers in an answer to the work of that tag; of no tag, in a message that answers none.
+
+        Raises `StaleAnswerError` where that work is not the one at hand.
+        """
+        if not tag:
+            return 0
         with self._lock:
-            return self._queue[0].work.answer_values if self._queue else 0
+            if not self._queue or self._queue[0].work.tag != tag:
+                raise StaleAnswerError(f"that work of task {self.task!r} is not asked for: say that you are there")
+            return self._queue[0].work.answer_values
 
     def take(self, reply: Reply) -> None:
         """Take what a process says, once.

@@ -68,6 +68,11 @@ class Work:
     arrays: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
     @property
+    def tag(self) -> str:
+        """Names it among all works of all sittings, as an entity tag (RFC 9110)."""
+        return _tag(self.sitting, self.number)
+
+    @property
     def answer_values(self) -> int:
         """The most numbers that its answer may hold."""
         return int(self.arrays["features"].size) if self.kind == "learn" else 0
@@ -109,6 +114,11 @@ class Reply:
     """What went wrong in its place; empty if nothing did."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Array] = field(default_factory=dict, repr=False)
+
+    @property
+    def tag(self) -> str:
+        """Of the work that it answers; empty where it answers none."""
+        return "" if self.number == HELLO else _tag(self.sitting, self.number)
 
     def to_bytes(self) -> bytes:
         """As it travels."""
@@ -266,6 +276,10 @@ def raise_error(task: str, reply: Reply) -> None:
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _tag(sitting: str, number: int) -> str:
+    return f'"{sitting}-{number}"'
 
 
 def _pack(said: Mapping[str, Any], arrays: Mapping[str, Array], precision: Precision) -> bytes:

@@ -21,7 +21,7 @@ from orchestrator.errors import MetaMorphosisError, NonFiniteLossError, Protocol
 from orchestrator.privacy.escrow import TenantKey
 from orchestrator.wire import EvaluationReport, HeadWeights, TaskOffer
 from serve.codec import MEDIA_TYPE, Precision, compress
-from serve.edge.link import Link
+from serve.edge.link import Link, Received
 from serve.remote.messages import (
     Array,
     Kind,
@@ -42,6 +42,7 @@ _KEPT = 4
 _SMALLEST_COMPRESSED = 4096
 
 NOTHING_YET = 204
+STALE = 412
 
 Said = tuple[dict[str, Any], dict[str, Array]]
 """Fields and tensors of an answer."""
@@ -234,21 +235,29 @@ def train(link: Link, trainer: Trainer) -> Trained:
 
     Raises what `Link.request` raises; called again, with the same trainer or one of a new process, it goes on.
     """
-    path, headers = f"/tasks/{trainer.task}/training", {"Content-Type": MEDIA_TYPE}
-    message = trainer.here
+    message, stale = trainer.here, ""
     while True:
-        body = message.to_bytes()
-        packed = len(body) >= _SMALLEST_COMPRESSED
-        received = link.request(
-            "POST",
-            path,
-            headers={**headers, "Content-Encoding": "zstd"} if packed else headers,
-            content=compress(body, "zstd") if packed else body,
-            max_bytes=MOST_BYTES,
-        )
+        received = _sent(link, trainer.task, message)
         if trainer.outcome is not None:
             return trainer.outcome
-        if received.status == NOTHING_YET:
+        if received.status == STALE:
+            message, stale = trainer.here, message.tag
+        elif received.status == NOTHING_YET:
             message = trainer.here
-            continue
-        message = trainer.do(Work.from_bytes(received.body, max_bytes=MOST_BYTES))
+        else:
+            message = trainer.do(Work.from_bytes(received.body, max_bytes=MOST_BYTES))
+            if message.tag == stale:
+                raise ProtocolError(f"the producer asks for work {message.number}, and does not take its answer")
+
+
+def _sent(link: Link, task: str, message: Reply) -> Received:
+    """The producer's word on a message. An answer names its work ahead of its body, which may be large and in vain."""
+    body, headers = message.to_bytes(), {"Content-Type": MEDIA_TYPE}
+    if message.tag:
+        headers["If-Match"] = message.tag
+    if len(body) >= _SMALLEST_COMPRESSED:
+        body, headers["Content-Encoding"] = compress(body, "zstd"), "zstd"
+    known = {STALE} if message.tag else ()
+    return link.request(
+        "POST", f"/tasks/{task}/training", headers=headers, content=body, max_bytes=MOST_BYTES, known=known
+    )

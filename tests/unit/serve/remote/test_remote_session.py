@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from remote_parties import TASK, open_session
+from remote_parties import TASK, Tenant, open_session
 
 from orchestrator.checkpoint import weights_hash
 from orchestrator.errors import CheckpointError, NonFiniteLossError, PartyLostError, ProtocolError
 from orchestrator.ports import Ready
 from orchestrator.wire import FeatureBatch, FeatureGradient
 from serve.edge.errors import AnswerError, NotServedError, RefusedError
-from serve.edge.link import Link, Patience
+from serve.edge.link import Link, Patience, Received
+from serve.remote import app
 from serve.remote import consumer as remote_consumer
 from serve.remote.exchange import Exchange
-from serve.remote.messages import Reply
+from serve.remote.listener import Endpoint, Listener
+from serve.remote.messages import Reply, Work
+from serve.remote.trainer import train
 
 
 @pytest.fixture
@@ -27,6 +31,12 @@ def hosted(tiny_plan):
     session = open_session(tiny_plan)
     session.start()
     return session.run(), session.finish()
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The tiny features are so small that any gradient fits anywhere; in a real training none does."""
+    monkeypatch.setattr(app, "ENVELOPE_BYTES", 4096)
 
 
 def finish(session, listener, state=None):
@@ -104,7 +114,7 @@ class Flaky(httpx.BaseTransport):
         self._real.close()
 
 
-def test_lost_requests_and_lost_answers_change_nothing(tiny_plan, hosted, listener, tenants, start_tenant):
+def test_lost_requests_and_lost_answers_change_nothing(tiny_plan, hosted, listener, tenants, start_tenant, narrow):
     """An answer that was lost is asked for again; the step was applied once, on both sides."""
     transport = Flaky(up=5, down=3)
     link = Link(listener.url, tenants.token, transport=transport, patience=Patience(first_s=0.001, longest_s=0.001))
@@ -144,7 +154,6 @@ def test_a_tenant_that_is_started_anew_goes_on_from_the_last_state(tiny_plan, ho
 
     session = open_session(tiny_plan, listener, observers=(Observer(),))
     second: list[Any] = []
-    import threading
 
     def restart():
         first.join()
@@ -170,6 +179,78 @@ def test_a_producer_that_is_started_anew_goes_on_from_its_checkpoint(tiny_plan, 
     found = finish(open_session(tiny_plan, listener), listener, saved[0])
     check_same(found, hosted, tenant, reports=False)
     assert found[0][-1].losses == hosted[0][-1].losses
+
+
+def test_a_producer_that_is_killed_amid_a_step_gets_its_tenant_back(tiny_plan, hosted, tenants, tmp_path, narrow):
+    """Another process listens at the same port; the gradient that the tenant then has is of a work it never asked."""
+    computing, resumed, saved = threading.Event(), threading.Event(), []
+    with Listener((TASK,), Endpoint.parse("127.0.0.1:0"), tenants.gate, patience_s=20.0) as killed:
+        tenant = Tenant(killed.url, tenants.token, tmp_path / "states")
+        learn = tenant.trainer._works["learn"]
+
+        def slowly(work):
+            if work.fields["step"] == 4 and not resumed.is_set():
+                computing.set()
+                assert resumed.wait(20)
+            return learn(work)
+
+        tenant.trainer._works = {**tenant.trainer._works, "learn": slowly}
+        tenant.start()
+        dying = open_session(tiny_plan, killed, save=lambda _, state: saved.append(state))
+        dying.start()
+        dying.run_epoch()
+        dying.train_step()
+        dying.consumers[TASK].learn(dying.producer.features(4)[TASK])
+        assert computing.wait(20)
+    endpoint = Endpoint.parse(killed.url.removeprefix("http://"))
+    with Listener((TASK,), endpoint, tenants.gate, patience_s=20.0) as listener:
+        resumed.set()
+        found = finish(open_session(tiny_plan, listener), listener, saved[0])
+    check_same(found, hosted, tenant, reports=False)
+    assert found[0][-1].losses == hosted[0][-1].losses
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (np.ones((64, 4096), np.float32), "unpacks to"),
+        (np.random.default_rng(0).standard_normal((512, 4096), np.float32), "larger than the answer"),
+    ],
+    ids=["packed", "noise"],
+)
+def test_an_answer_that_is_too_large_ends_in_one_line(tiny_plan, listener, tenants, start_tenant, narrow, rows, told):
+    transport = Flaky(up=10**9, down=10**9)
+    tenant = start_tenant(link=Link(listener.url, tenants.token, transport=transport))
+    learn = tenant.trainer._works["learn"]
+    tenant.trainer._works = {
+        **tenant.trainer._works,
+        "learn": lambda work: (learn(work)[0], {"gradient": rows}),
+    }
+    session = open_session(tiny_plan, listener, recoveries=0)
+    session.start()
+    sent = transport._n
+    listener.exchanges[TASK].patience_s = 0.5
+    with pytest.raises(PartyLostError):
+        session.train_step()
+    tenant.join(timeout=20)
+    assert isinstance(tenant.error, AnswerError)
+    assert told in str(tenant.error)
+    assert transport._n <= sent + 2
+
+
+def test_a_producer_that_asks_for_what_it_does_not_take_is_not_answered_for_ever(start_tenant):
+    """It says of every answer that it is stale, and asks for the same work again."""
+    asked = Work(sitting="", number=0, kind="keep").to_bytes("fp32")
+    tags: list[str] = []
+
+    class Stubborn:
+        def request(self, *_: Any, headers: dict[str, str], **__: Any) -> Received:
+            tags.append(headers.get("If-Match", ""))
+            return Received(412, {}, b"") if tags[-1] else Received(200, {}, asked)
+
+    with pytest.raises(ProtocolError, match="asks for work 0, and does not take its answer"):
+        train(Stubborn(), start_tenant().trainer)
+    assert tags == ["", '"-0"', ""]
 
 
 def test_a_tenant_without_its_states_is_told_apart(tiny_plan, listener, start_tenant, tmp_path):
