@@ -19,8 +19,7 @@ def run(settings: ExportHeadSettings) -> None:
     from orchestrator.errors import ConfigError
     from orchestrator.tracking import check_reachable
     from pipelines.running import published_catalog
-    from serve.edge.card import HeadCard
-    from serve.heads import export_head
+    from serve.heads import card_of, export_head
     from serve.versions import served_version
 
     name = published_catalog(settings.runtime, settings.data)
@@ -33,12 +32,7 @@ def run(settings: ExportHeadSettings) -> None:
             f"the tenant of {settings.task!r} keeps its head: it has the ONNX file, from serve.edge.train"
         )
     head = rebuild_head(dict(record.head_config), state)
-    card = HeadCard(
-        task=settings.task,
-        version=served_version(record),
-        feature_shape=tuple(record.head_config["feature_shape"]),
-        classes=record.spec.classes,
-    )
+    card = card_of(record.spec, served_version(record), tuple(record.head_config["feature_shape"]))
     body = export_head(head, card)
     path = settings.out or settings.runtime.storage_path / "heads" / f"{settings.task}-{card.version}.onnx"
     write_atomically(path.expanduser().absolute(), body)

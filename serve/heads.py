@@ -17,18 +17,30 @@ from torch import Tensor, nn
 
 from orchestrator.errors import DataError, MissingExtraError
 from orchestrator.models.seeding import seeded
-from serve.edge.card import INPUT, OUTPUT, HeadCard
+from serve.edge.card import INPUT, HeadCard
+from tasks.spec import TaskSpec
 
 OPSET: Final = 17
 """What onnxruntime 1.16.3 runs, the last for glibc 2.27 (JetPack 4)."""
 TOLERANCE: Final = 1e-4
-"""Of the larger of 1 and the largest logit."""
+"""Of the larger of 1 and the largest number that comes out."""
 _CHECKED: Final = (1, 2, 7)
 """Batch sizes on which both are compared. The graph is traced with 2, so a batch that was fixed would show."""
 
 
+def card_of(spec: TaskSpec, version: str, feature_shape: tuple[int, ...]) -> HeadCard:
+    """What the file of a head of that task says of it."""
+    return HeadCard(
+        task=spec.name,
+        version=version,
+        feature_shape=feature_shape,
+        classes=spec.classes,
+        answer_shape=spec.shape,
+    )
+
+
 def export_head(head: nn.Module, card: HeadCard) -> bytes:
-    """The ONNX file of a head in evaluation mode, with its card inside: (B, C, H, W) to logits, for any B.
+    """The ONNX file of a head in evaluation mode, with its card inside: (B, C, H, W) to logits or maps, for any B.
 
     Raises `DataError` if it does not answer as the torch module does, to `TOLERANCE`; `MissingExtraError` without onnx.
     """
@@ -48,8 +60,8 @@ def export_head(head: nn.Module, card: HeadCard) -> bytes:
             dynamo=False,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: batch, OUTPUT: batch},
+            output_names=[card.output],
+            dynamic_axes={INPUT: batch, card.output: batch},
         )
     model = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, card.to_metadata())
@@ -71,9 +83,12 @@ def check_equal(head: nn.Module, body: bytes, card: HeadCard) -> None:
                 z_BCHW = scale * torch.randn(n, *card.feature_shape)
             with torch.no_grad():
                 wanted = head(z_BCHW.to(device)).cpu().numpy()
-            got = session.run([OUTPUT], {INPUT: z_BCHW.numpy()})[0]
-            if got.shape != wanted.shape:
-                raise DataError(f"the exported head of task {card.task!r} gives {got.shape}, torch {wanted.shape}")
+            got = session.run([card.output], {INPUT: z_BCHW.numpy()})[0]
+            if not got.shape == wanted.shape == (n, *card.output_shape):
+                raise DataError(
+                    f"the exported head of task {card.task!r} gives {got.shape}, torch {wanted.shape}, and the task's "
+                    f"answers to {n} features are {(n, *card.output_shape)}; nothing was written"
+                )
             off = float(np.abs(got - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
             if not off <= TOLERANCE:
                 raise DataError(

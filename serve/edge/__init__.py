@@ -3,7 +3,7 @@
 `serve.edge.train` alone needs torch and Python 3.11: it trains a head against a producer's session.
 """
 
-from serve.edge.client import EdgeClient, Features, Prediction
+from serve.edge.client import EdgeClient, Features, MapPrediction, Prediction
 from serve.edge.head import Answer, Head
 
-__all__ = ["Answer", "EdgeClient", "Features", "Head", "Prediction"]
+__all__ = ["Answer", "EdgeClient", "Features", "Head", "MapPrediction", "Prediction"]

@@ -6,7 +6,8 @@
             print(prediction.sequence, prediction.label, prediction.probability)
 
 Features have numbers that rise. The client asks for what comes after the last one that it handed out, so that after an
-outage it goes on where it was: nothing twice, and nothing left out that the producer still keeps.
+outage it goes on where it was: nothing twice, and nothing left out that the producer still keeps. A head whose task is
+a map, and no class, gives maps: `EdgeClient.maps` in place of `EdgeClient.predictions`.
 
 Axes: N features, C channels, H and W.
 """
@@ -14,10 +15,10 @@ Axes: N features, C channels, H and W.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +68,31 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class MapPrediction:
+    """The map that the head makes of one feature."""
+
+    sequence: int
+    time_ms: int
+    version: str
+    map: NDArray[np.float32] = field(repr=False)
+    """(C, H, W), as `Head.maps` has it."""
+
+
+T = TypeVar("T")
 Gap = Callable[[int, int], None]
 """Told (the number that was handed out last, the lowest that is still kept) when features were lost in between."""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where in the stream to begin and to end, and who is told what."""
+
+    after: int
+    follow: bool
+    limit: int
+    state: str | Path | None
+    on_gap: Gap | None
 
 
 class EdgeClient:
@@ -143,44 +167,74 @@ class EdgeClient:
         Ends with the last one that is there; with ``follow`` it waits for the next, through outages of the server, for
         as long as the client's patience. ``state`` is a file that remembers the last number that was handed out, so
         that another process goes on there. Raises `VersionMismatchError` when the producer serves a version that the
-        head is not for, and `ConfigError` for a head of another task.
+        head is not for, and `ConfigError` for a head of another task, or one that answers with maps.
         """
+        if head.card.answer_shape is not None:
+            raise ConfigError(f"the head of task {head.card.task!r} answers with a map: ask for its maps")
+        places = _Places(after=after, follow=follow, limit=limit, state=state, on_gap=on_gap)
+        for found, i, answer in self._each(head, head.answers, places):
+            yield Prediction(
+                sequence=found.sequence[i],
+                time_ms=found.time_ms[i],
+                version=found.version,
+                label=answer.label,
+                probability=answer.probability,
+                probabilities=answer.probabilities,
+            )
+
+    def maps(
+        self,
+        head: Head,
+        *,
+        after: int = 0,
+        follow: bool = False,
+        limit: int = 16,
+        state: str | Path | None = None,
+        on_gap: Gap | None = None,
+    ) -> Iterator[MapPrediction]:
+        """`predictions` of a head that answers with maps. Raises `ConfigError` for one that answers with classes."""
+        if head.card.answer_shape is None:
+            raise ConfigError(f"the head of task {head.card.task!r} answers with a class: ask for its predictions")
+        places = _Places(after=after, follow=follow, limit=limit, state=state, on_gap=on_gap)
+        for found, i, answer in self._each(head, lambda z: list(head.maps(z)), places):
+            yield MapPrediction(sequence=found.sequence[i], time_ms=found.time_ms[i], version=found.version, map=answer)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _each(
+        self, head: Head, answers: Callable[[NDArray[np.float32]], Sequence[T]], places: _Places
+    ) -> Iterator[tuple[Features, int, T]]:
+        """Features, the place of one in them, and the answer to it: it counts as handed out when the next is asked."""
         card = head.card
         if card.task != self.task:
             raise ConfigError(f"the head is of task {card.task!r}, and features of task {self.task!r} were asked for")
-        cursor = Cursor.open(state, self._link.url, self.task, after)
+        cursor = Cursor.open(places.state, self._link.url, self.task, places.after)
         while True:
             try:
                 found = self.features(
-                    after=cursor.after, limit=limit, version=card.version, wait_s=_WAIT_S if follow else 0.0
+                    after=cursor.after,
+                    limit=places.limit,
+                    version=card.version,
+                    wait_s=_WAIT_S if places.follow else 0.0,
                 )
             except NotServedError:
                 self._check_version(card.version)  # the server may have the task, and not this version of it
                 raise
             if found is None:
                 self._check_version(card.version)
-                if follow:
+                if places.follow:
                     continue
                 return
             if found.version != card.version:
                 raise VersionMismatchError(self.task, card.version, found.version)
-            if on_gap is not None and 0 < cursor.after < found.oldest - 1:
-                on_gap(cursor.after, found.oldest)
-            for i, answer in enumerate(head.answers(found.z)):
+            if places.on_gap is not None and 0 < cursor.after < found.oldest - 1:
+                places.on_gap(cursor.after, found.oldest)
+            for i, answer in enumerate(answers(found.z)):
                 if found.sequence[i] <= cursor.after:
                     continue
-                yield Prediction(
-                    sequence=found.sequence[i],
-                    time_ms=found.time_ms[i],
-                    version=found.version,
-                    label=answer.label,
-                    probability=answer.probability,
-                    probabilities=answer.probabilities,
-                )
+                yield found, i, answer
                 cursor.move(found.sequence[i])
             cursor.move(max(cursor.after, found.last))
-
-    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _path(self, name: str) -> str:
         return f"/tasks/{self.task}/{name}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.edge.card import INPUT, OUTPUT, HeadCard
+from serve.edge.card import INPUT, HeadCard
 from serve.edge.errors import HeadError
 
 
@@ -55,19 +55,36 @@ class Head:
             card = HeadCard.from_metadata(session.get_modelmeta().custom_metadata_map)
         except HeadError as error:
             raise HeadError(f"cannot use the head {path}: {error}") from error
-        if [i.name for i in session.get_inputs()] != [INPUT] or [o.name for o in session.get_outputs()] != [OUTPUT]:
-            raise HeadError(f"cannot use the head {path}: it has other inputs and outputs than {INPUT} and {OUTPUT}")
+        ends = [[end.name for end in side] for side in (session.get_inputs(), session.get_outputs())]
+        if ends != [[INPUT], [card.output]]:
+            raise HeadError(
+                f"cannot use the head {path}: it has other inputs and outputs than {INPUT} and {card.output}"
+            )
         return cls(session, card)
 
     def logits(self, features_BCHW: NDArray[Any]) -> NDArray[np.float32]:
         """(B, C, H, W) to (B, n_classes). Raises `HeadError` for a feature of another shape."""
+        if self.card.answer_shape is not None:
+            raise HeadError(f"the head of task {self.card.task!r} answers with a map, and has no classes: see `maps`")
+        return self._run(features_BCHW)
+
+    def maps(self, features_BCHW: NDArray[Any]) -> NDArray[np.float32]:
+        """(B, C, H, W) to maps (B, *answer_shape), as the network gives them: labels stand for 0 to 1, and it may pass.
+
+        Raises `HeadError` for a feature of another shape.
+        """
+        if self.card.answer_shape is None:
+            raise HeadError(f"the head of task {self.card.task!r} answers with a class, and with no map: see `answers`")
+        return self._run(features_BCHW)
+
+    def _run(self, features_BCHW: NDArray[Any]) -> NDArray[np.float32]:
         if features_BCHW.shape[1:] != self.card.feature_shape:
             raise HeadError(
                 f"the head of task {self.card.task!r} takes features of shape {self.card.feature_shape}, "
                 f"got {features_BCHW.shape[1:]}"
             )
         feed = {INPUT: np.ascontiguousarray(features_BCHW, dtype=np.float32)}
-        found: NDArray[np.float32] = self._session.run([OUTPUT], feed)[0]
+        found: NDArray[np.float32] = self._session.run([self.card.output], feed)[0]
         return found
 
     def answers(self, features_BCHW: NDArray[Any]) -> list[Answer]:

@@ -72,8 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _finish(trained: Trained, folder: Path) -> int:
     """Keep the head, and write it for the edge client if its feature was published."""
     from orchestrator.checkpoint import save_weights, write_atomically
-    from serve.edge.card import HeadCard
-    from serve.heads import export_head
+    from serve.heads import card_of, export_head
 
     weights = folder / trained.task / "weights.safetensors"
     save_weights(weights, trained.head.state, trained.head.config)
@@ -81,12 +80,7 @@ def _finish(trained: Trained, folder: Path) -> int:
     if trained.version is None:
         _say(f"error: the task was not published ({trained.reason or 'the producer does not say why'})")
         return 1
-    card = HeadCard(
-        task=trained.task,
-        version=trained.version,
-        feature_shape=trained.offer.contract.shape,
-        classes=trained.offer.spec.classes,
-    )
+    card = card_of(trained.offer.spec, trained.version, trained.offer.contract.shape)
     path = folder / trained.task / f"{trained.task}-{trained.version}.onnx"
     write_atomically(path, export_head(trained.network, card))
     print(f"{path}: the same for the edge client, for version {trained.version} of the feature")

@@ -32,8 +32,6 @@ _RENEWED_BEFORE: Final = timedelta(days=14)
 _CLOCKS_DIFFER: Final = timedelta(days=1)
 """A certificate is valid from so long ago: small devices start with the time of their last shutdown."""
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 
 def self_signed(folder: Path, hosts: Sequence[str]) -> tuple[Path, Path]:
     """The PEM files (certificate, key) in ``folder``, for all of ``hosts``: names and IP addresses.

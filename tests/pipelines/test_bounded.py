@@ -17,8 +17,9 @@ from orchestrator.privacy.bounded.channel import RELEASE_STEP, ChannelConfig
 from orchestrator.privacy.guarantee import Guarantee
 from orchestrator.runs.observer import SilentObserver
 from orchestrator.session import Session
-from pipelines import add_task, evaluate, train
+from pipelines import add_task, evaluate, export_head, train
 from pipelines.command import execute
+from serve.edge.head import Head
 
 QUICK = [
     *("--image-size", "16", "--split-index", "5", "--device", "cpu", "--threads", "1", "--engine", "process"),
@@ -291,6 +292,10 @@ def test_a_task_that_answers_with_a_map_is_added_in_bits_an_image_cell_by_cell_a
     assert channel == ChannelConfig.for_bits(32.0, cells=16) and channel.bits_per_image == pytest.approx(32)
     assert record.spec.shape == (1, 16, 16) and record.head_config["kind"] == "map"
     assert record.head_config["feature_shape"] == [2, 4, 4] and record.metrics["psnr"] > 5
+    written = tmp_path / "thumbnail.onnx"
+    assert execute("ExportHeadSettings", export_head.run, ["thumbnail", "--out", str(written)], prog="export_head") == 0
+    card = Head.load(written).card
+    assert (card.feature_shape, card.answer_shape, card.classes) == ((2, 4, 4), (1, 16, 16), ())
     out = tmp_path / "out"
     assert run_evaluate("--parts", "leakage,reconstruction", "--attacks", "linear", "--out", str(out)) == 0
     numbers = json.loads((out / "evaluation.json").read_text())

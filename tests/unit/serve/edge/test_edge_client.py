@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from fake_task_server import TOKEN, FakeTaskServer
-from small_head import CARD, small_head
+from small_head import CARD, small_head, small_map_head
 
 from serve.edge import EdgeClient, Head
 from serve.edge.errors import AnswerError, NotServedError, RefusedError, UnreachableError, VersionMismatchError
@@ -76,6 +76,20 @@ def test_predictions_are_those_of_the_head_each_once_and_in_order(server, head):
     assert [p.sequence for p in found] == list(range(1, 41))
     assert [p.label for p in found] == [a.label for a in head.answers(z)]
     assert [p.probability for p in found] == pytest.approx([a.probability for a in head.answers(z)])
+
+
+def test_maps_are_those_of_the_head_each_once_and_in_order(head, tmp_path):
+    server, drawing = FakeTaskServer("drawing"), Head.load(small_map_head(tmp_path / "map.onnx"))
+    z, state = server.publish(20), tmp_path / "place.json"
+    client = client_of(server, task="drawing", precision="fp32")
+    found = list(client.maps(drawing, limit=8, after=2, state=state))
+    assert [m.sequence for m in found] == list(range(3, 21))
+    np.testing.assert_allclose(np.stack([m.map for m in found]), drawing.maps(z[2:]), atol=1e-6)
+    assert list(client.maps(drawing, state=state)) == []
+    with pytest.raises(ConfigError, match="ask for its maps"):
+        next(client.predictions(drawing))
+    with client_of(server) as other, pytest.raises(ConfigError, match="ask for its predictions"):
+        next(other.maps(head))
 
 
 def test_following_goes_on_through_outages_and_hands_out_nothing_twice(server, head):

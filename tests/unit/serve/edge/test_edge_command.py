@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from fake_task_server import TOKEN, FakeTaskServer
-from small_head import small_head
+from small_head import small_head, small_map_head
 
+from orchestrator.consumer import Consumer, ConsumerConfig
+from orchestrator.wire import FeatureContract, TaskOffer
 from serve.edge import client, train
 from serve.edge.__main__ import main
+from serve.edge.head import Head
 from serve.edge.link import Link
+from serve.remote.trainer import Trained
+from tasks.spec import TaskSpec
 
 
 @pytest.fixture
@@ -49,6 +56,26 @@ def test_json_lines_hold_every_class(server, flags, capsys):
     assert sum(found["probabilities"]) == pytest.approx(1)
 
 
+def test_maps_are_summed_up_and_written(server, flags, capsys, tmp_path):
+    server.task = "drawing"
+    z, path, folder = server.publish(2), small_map_head(tmp_path / "map.onnx"), tmp_path / "all" / "maps"
+    asked = [*flags, "--task", "drawing", "--head", str(path), "--precision", "fp32"]
+    assert main(asked) == 0
+    drawn = Head.load(path).maps(z)
+    wanted = f"a map of 2x9x6, {drawn[0].min():.4f} to {drawn[0].max():.4f}, mean {drawn[0].mean():.4f}"
+    assert capsys.readouterr().out.splitlines()[0] == f"1\t2023-11-14T22:13:20.001+00:00\t{wanted}"
+    assert main([*asked, "--maps", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith(f"\t{folder}/2.npy")
+    assert sorted(file.name for file in folder.iterdir()) == ["1.npy", "2.npy"]
+    np.testing.assert_allclose(np.load(folder / "2.npy", allow_pickle=False), drawn[1], atol=1e-6)
+    assert main([*asked, "--maps", str(folder), "--json", "--after", "1"]) == 0
+    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (found["sequence"], found["shape"], found["file"]) == (2, [2, 9, 6], f"{folder}/2.npy")
+    assert found["mean"] == pytest.approx(drawn[1].mean(), abs=1e-6)
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["file"] is None
+
+
 def test_what_was_missed_is_said(server, flags, capsys):
     server.publish(9)
     server.forget(below=5)
@@ -76,6 +103,7 @@ def test_follow_ends_with_the_users_interrupt(server, flags, capsys):
         (["--head", "missing.onnx"], 2, "cannot read the head missing.onnx"),
         (["--token-file", "missing"], 2, "cannot read the token in missing"),
         (["--ca", "missing.pem"], 2, "cannot read the certificate authority in missing.pem"),
+        (["--maps", "folder"], 2, "gives no map to write"),
         (["--state", "missing/place"], 2, "cannot keep the place"),
         (["--after", "-1"], 2, "go on after 0 or more"),
         (["--patience-s", "-1"], 2, "the total >= 0"),
@@ -94,6 +122,28 @@ def test_a_token_that_others_can_read_is_refused(server, flags, capsys, tmp_path
     (tmp_path / "token").chmod(0o644)
     assert main(flags) == 2
     assert "others can read the token" in capsys.readouterr().err
+
+
+def test_a_trained_head_of_maps_is_written_for_the_edge_client(tmp_path):
+    spec = TaskSpec(name="drawing", target="drawing", shape=(1, 6, 5), head="map", loss="mse", metrics=("psnr",))
+    contract = FeatureContract(task="drawing", shape=(8, 4, 4))
+    offer = TaskOffer(spec=spec, contract=contract, backbone="resnet18", split_index=5, n_train=10)
+    consumer = Consumer(offer, ConsumerConfig(total_steps=1))
+    trained = Trained(
+        task="drawing",
+        version="1.2-0123456789ab",
+        reason="",
+        offer=offer,
+        head=consumer.head(),
+        network=consumer.network(),
+        test=None,
+    )
+    assert train._finish(trained, tmp_path) == 0
+    head = Head.load(tmp_path / "drawing" / "drawing-1.2-0123456789ab.onnx")
+    assert head.card.answer_shape == (1, 6, 5)
+    z = np.random.default_rng(0).standard_normal((2, 8, 4, 4)).astype(np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(head.maps(z), consumer.network()(torch.from_numpy(z)).numpy(), atol=1e-4)
 
 
 def test_a_key_is_made_once_for_its_owner_alone(tmp_path):

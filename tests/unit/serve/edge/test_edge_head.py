@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from small_head import CARD, small_head
+from small_head import CARD, MAP_CARD, small_head, small_map_head
 
 from serve.edge.card import HeadCard
 from serve.edge.errors import HeadError
@@ -38,8 +38,22 @@ def test_a_feature_of_another_shape_is_refused(tmp_path):
         head.logits(np.zeros((1, 3, 4, 4), np.float32))
 
 
-def test_a_card_survives_its_file():
-    assert HeadCard.from_metadata(CARD.to_metadata()) == CARD
+def test_a_head_answers_with_classes_or_with_maps_and_says_which(tmp_path):
+    classes, maps = Head.load(small_head(tmp_path / "head.onnx")), Head.load(small_map_head(tmp_path / "map.onnx"))
+    z = np.random.default_rng(0).standard_normal((3, *MAP_CARD.feature_shape)).astype(np.float32)
+    assert maps.maps(z).shape == (3, 2, 9, 6)
+    assert np.ptp(maps.maps(z)[0]) > 0
+    with pytest.raises(HeadError, match="answers with a map"):
+        maps.answers(z)
+    with pytest.raises(HeadError, match="answers with a class"):
+        classes.maps(z)
+    with pytest.raises(HeadError, match="takes features of shape"):
+        maps.maps(z[:, :3])
+
+
+@pytest.mark.parametrize("card", [CARD, MAP_CARD])
+def test_a_card_survives_its_file(card):
+    assert HeadCard.from_metadata(card.to_metadata()) == card
 
 
 @pytest.mark.parametrize(
@@ -50,14 +64,17 @@ def test_a_card_survives_its_file():
         ("format_version", "2", "export the head anew"),
         ("task", None, "damaged"),
         ("classes", "[", "damaged"),
-        ("classes", "[]", "names no shape or no classes"),
+        ("classes", "[]", "neither or both of classes and a map"),
+        ("answer_shape", "[1, 16, 16]", "neither or both of classes and a map"),
+        ("answer_shape", "[1, 0, 16]", "damaged"),
+        ("answer_shape", "16", "damaged"),
         ("feature_shape", "[8, 0]", "damaged"),
         ("feature_shape", '["8"]', "damaged"),
     ],
 )
 def test_properties_that_are_not_a_cards_are_refused(key, value, told):
     data = CARD.to_metadata()
-    del data[key]
+    data.pop(key, None)
     if value is not None:
         data[key] = value
     with pytest.raises(HeadError, match=told):
