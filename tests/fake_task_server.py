@@ -21,6 +21,8 @@ class FakeTaskServer:
         self.published: list[tuple[int, str, np.ndarray]] = []
         self.requests: list[httpx.Request] = []
         self.oldest = 1
+        self.canary: tuple[str, float] | None = None
+        """A version on trial, and the share of the images that go to it."""
         self.before: Callable[[httpx.Request], httpx.Response | None] = lambda _: None
 
     def publish(self, n: int = 1, *, version: str | None = None) -> np.ndarray:
@@ -46,15 +48,23 @@ class FakeTaskServer:
         if not request.url.path.startswith(prefix):
             return _problem(404, "there is no such task for this token")
         name, params = request.url.path.removeprefix(prefix), request.url.params
-        if name == "metadata":
-            return httpx.Response(200, json={"task": self.task, "version": self.version, "shape": list(self.shape)})
         wanted = params.get("version")
+        if name == "metadata":
+            return self._metadata(wanted or self.version)
         found = [entry for entry in self.published if wanted in (None, entry[1])]
         if name == "features/latest":
             return self._body(request, found[-1:])
         after = int(params.get("after", 0))
         found = [entry for entry in found if entry[0] > after][: int(params.get("limit", 16))]
         return self._body(request, [entry for entry in found if entry[1] == found[0][1]])
+
+    def _metadata(self, version: str) -> httpx.Response:
+        canary, share = self.canary or ("", 0.0)
+        shares = {canary: share, self.version: 1 - share}
+        if version not in shares:
+            return _problem(404, "there is no such task for this token")
+        known = {"task": self.task, "version": version, "shape": list(self.shape), "share": shares[version]}
+        return httpx.Response(200, json=known)
 
     def _body(self, request: httpx.Request, entries: list[tuple[int, str, np.ndarray]]) -> httpx.Response:
         if not entries:

@@ -58,6 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
             "follow": arguments.follow,
             "state": arguments.state,
             "on_gap": _tell_gap,
+            "on_others": lambda share, served: _tell_others(share, served, head.card.version),
         }
         if head.card.answer_shape is None:
             for prediction in client.predictions(head, **asked):
@@ -112,6 +113,16 @@ def _write(folder: Path, found: MapPrediction) -> Path:
 def _tell_gap(after: int, oldest: int) -> None:
     told = f"note: the producer does not keep the features after {after} any more; going on from {oldest}"
     print(told, file=sys.stderr, flush=True)
+
+
+def _tell_others(share: float, served: str, own: str) -> None:
+    if share == 0:
+        told = f"the producer serves version {served} now; waiting for features of version {own}, which the head is for"
+    elif share < 1:
+        told = f"{1 - share:.0%} of the features are of another version than the head's now, and are passed over"
+    else:
+        told = "all features are of the head's version again"
+    print(f"note: {told}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.codec import CodecError, Precision, decode, media_type
+from serve.edge.card import HeadCard
 from serve.edge.cursor import Cursor
 from serve.edge.errors import AnswerError, NotServedError, VersionMismatchError
 from serve.edge.head import Head
@@ -80,6 +81,9 @@ class MapPrediction:
 
 
 T = TypeVar("T")
+Others = Callable[[float, str], None]
+"""Told (the share of features that are of the head's version, and the version that is served) when that changes: the
+others are passed over. A share of 0: none is, for as long as that is so."""
 Gap = Callable[[int, int], None]
 """Told (the number that was handed out last, the lowest that is still kept) when features were lost in between."""
 
@@ -93,6 +97,35 @@ class _Places:
     limit: int
     state: str | Path | None
     on_gap: Gap | None
+    on_others: Others | None
+
+
+class _Served:
+    """Whether the head's version is served: tells of what changes, and gives up when it was not for too long."""
+
+    def __init__(self, link: Link, card: HeadCard, places: _Places) -> None:
+        self._link, self._card, self._places = link, card, places
+        self.share, self._version = 1.0, card.version
+        self._at, self._attempt = link.clock(), 0
+
+    def seen(self) -> None:
+        """A feature of it came."""
+        self._at, self._attempt = self._link.clock(), 0
+
+    def look(self, share: float, version: str) -> None:
+        """None came, and this is what the server says. Raises `VersionMismatchError`; else waits, where that helps."""
+        patience_s = self._link.patience.total_s
+        if share > 0:
+            self.seen()
+        elif not self._places.follow or (patience_s is not None and self._link.clock() - self._at >= patience_s):
+            raise VersionMismatchError(self._card.task, self._card.version, version)
+        if (share, version) != (self.share, self._version):
+            self.share, self._version = share, version
+            if self._places.on_others is not None:
+                self._places.on_others(share, version)
+        if share == 0:
+            self._link.pause(self._attempt)
+            self._attempt += 1
 
 
 class EdgeClient:
@@ -127,10 +160,14 @@ class EdgeClient:
         """End the connection."""
         self._link.close()
 
-    def metadata(self) -> dict[str, Any]:
-        """What the producer says of the feature: shape, version, guarantee, measured leakage."""
+    def metadata(self, *, version: str | None = None) -> dict[str, Any]:
+        """What the producer says of the feature: shape, version, guarantee, measured leakage.
+
+        Of the version that is served, unless another one is named that is tried on a share of the images.
+        """
+        params = {} if version is None else {"version": version}
         try:
-            found = json.loads(self._link.request("GET", self._path("metadata")).body)
+            found = json.loads(self._link.request("GET", self._path("metadata"), params=params).body)
         except ValueError as error:
             raise AnswerError("the server's metadata is no JSON") from error
         if not isinstance(found, dict):
@@ -161,17 +198,20 @@ class EdgeClient:
         limit: int = 16,
         state: str | Path | None = None,
         on_gap: Gap | None = None,
+        on_others: Others | None = None,
     ) -> Iterator[Prediction]:
         """What the head says of every feature with a number above ``after``: each once.
 
         Ends with the last one that is there; with ``follow`` it waits for the next, through outages of the server, for
         as long as the client's patience. ``state`` is a file that remembers the last number that was handed out, so
-        that another process goes on there. Raises `VersionMismatchError` when the producer serves a version that the
-        head is not for, and `ConfigError` for a head of another task, or one that answers with maps.
+        that another process goes on there. Features of other versions than the head's are passed over. Raises
+        `VersionMismatchError` when the head's is not served, to any share of the images: at once, or with ``follow``
+        when that has been so for as long as the client's patience. Raises `ConfigError` for a head of another task, or
+        one that answers with maps.
         """
         if head.card.answer_shape is not None:
             raise ConfigError(f"the head of task {head.card.task!r} answers with a map: ask for its maps")
-        places = _Places(after=after, follow=follow, limit=limit, state=state, on_gap=on_gap)
+        places = _Places(after, follow, limit, state, on_gap, on_others)
         for found, i, answer in self._each(head, head.answers, places):
             yield Prediction(
                 sequence=found.sequence[i],
@@ -191,11 +231,12 @@ class EdgeClient:
         limit: int = 16,
         state: str | Path | None = None,
         on_gap: Gap | None = None,
+        on_others: Others | None = None,
     ) -> Iterator[MapPrediction]:
         """`predictions` of a head that answers with maps. Raises `ConfigError` for one that answers with classes."""
         if head.card.answer_shape is None:
             raise ConfigError(f"the head of task {head.card.task!r} answers with a class: ask for its predictions")
-        places = _Places(after=after, follow=follow, limit=limit, state=state, on_gap=on_gap)
+        places = _Places(after, follow, limit, state, on_gap, on_others)
         for found, i, answer in self._each(head, lambda z: list(head.maps(z)), places):
             yield MapPrediction(sequence=found.sequence[i], time_ms=found.time_ms[i], version=found.version, map=answer)
 
@@ -209,7 +250,10 @@ class EdgeClient:
         if card.task != self.task:
             raise ConfigError(f"the head is of task {card.task!r}, and features of task {self.task!r} were asked for")
         cursor = Cursor.open(places.state, self._link.url, self.task, places.after)
+        served = _Served(self._link, card, places)
         while True:
+            missing: NotServedError | None = None
+            found: Features | None = None
             try:
                 found = self.features(
                     after=cursor.after,
@@ -217,14 +261,16 @@ class EdgeClient:
                     version=card.version,
                     wait_s=_WAIT_S if places.follow else 0.0,
                 )
-            except NotServedError:
-                self._check_version(card.version)  # the server may have the task, and not this version of it
-                raise
+            except NotServedError as error:  # the server may have the task, and not this version of it
+                missing = error
             if found is None:
-                self._check_version(card.version)
-                if places.follow:
-                    continue
-                return
+                served.look(*self._share(card.version))
+                if missing is not None and served.share > 0:
+                    raise missing
+                if not places.follow:
+                    return
+                continue
+            served.seen()
             if found.version != card.version:
                 raise VersionMismatchError(self.task, card.version, found.version)
             if places.on_gap is not None and 0 < cursor.after < found.oldest - 1:
@@ -239,11 +285,18 @@ class EdgeClient:
     def _path(self, name: str) -> str:
         return f"/tasks/{self.task}/{name}"
 
-    def _check_version(self, version: str) -> None:
-        """With nothing new of the head's version: whether there will be."""
-        served = self.metadata().get("version")
-        if served != version:
-            raise VersionMismatchError(self.task, version, str(served))
+    def _share(self, version: str) -> tuple[float, str]:
+        """Of the features, how many are of that version, 0 to 1; and the version that is told to who names none."""
+        try:
+            found = self.metadata(version=version)
+        except NotServedError:
+            found = {}
+        if found.get("version") == version:
+            share = found.get("share", 1.0)
+            if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                raise AnswerError("the server's metadata has a share that is none")
+            return float(share), version
+        return 0.0, str(self.metadata().get("version"))
 
     def _features(self, name: str, params: dict[str, Any]) -> Features | None:
         headers = {"Accept": media_type(self._precision)}

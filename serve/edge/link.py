@@ -101,7 +101,7 @@ class Link:
         ``plain_http`` allows ``http://`` to another machine, where all on the way can read token and features.
         """
         self.url = checked_url(url, plain_http=plain_http)
-        self.patience, self._sleep, self._clock = patience, sleep, clock
+        self.patience, self.clock, self._sleep = patience, clock, sleep
         self._draw = random.Random()  # noqa: S311 - for pauses
         self._client = httpx.Client(
             base_url=self.url,
@@ -120,6 +120,10 @@ class Link:
     def close(self) -> None:
         """End the connection."""
         self._client.close()
+
+    def pause(self, attempt: int) -> None:
+        """Before something is asked for the ``attempt``-th time that is not there yet, counted from 0."""
+        self._sleep(self.patience.pause(attempt, 0.0, self._draw))
 
     def request(
         self,
@@ -152,7 +156,7 @@ class Link:
         return self._persist(send, known)
 
     def _persist(self, send: Callable[[], Received], known: Collection[int]) -> Received:
-        started, attempt = self._clock(), 0
+        started, attempt = self.clock(), 0
         while True:
             asked_s = 0.0
             try:
@@ -170,7 +174,7 @@ class Link:
                 asked_s = retry_after(received.headers.get("Retry-After"))
                 told = f"status {received.status}: {received.explanation}"
             pause_s = self.patience.pause(attempt, asked_s, self._draw)
-            waited_s = self._clock() - started
+            waited_s = self.clock() - started
             if self.patience.total_s is not None and waited_s + pause_s > self.patience.total_s:
                 raise UnreachableError(f"{self.url} did not answer for {waited_s:.0f} s; the last try gave {told}")
             self._sleep(pause_s)

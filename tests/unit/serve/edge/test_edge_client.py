@@ -200,14 +200,56 @@ def test_the_features_of_another_version_are_passed_over_while_the_heads_is_serv
     assert [p.sequence for p in client_of(server).predictions(head)] == [1, 2, 5]
 
 
+def test_a_head_of_the_version_on_trial_answers_the_share_of_features_that_is_its_own(server, head):
+    server.canary, server.version = (CARD.version, 0.1), "1.1-aaaaaaaaaaaa"
+    assert list(client_of(server).predictions(head)) == []
+    server.publish(3)
+    server.publish(1, version=CARD.version)
+    server.publish(2)
+    assert [p.sequence for p in client_of(server).predictions(head)] == [4]
+
+
+def test_a_follower_is_told_what_share_is_of_its_version_and_waits_while_none_is(server, head):
+    """A canary comes, takes all, and is rolled back."""
+    other, told = "1.3-ffffffffffff", []
+    served = iter([(CARD.version, None), (CARD.version, (other, 0.1)), (other, None), (other, None)])
+
+    def before(request):
+        own = max(number for number, version, _ in server.published if version == CARD.version)
+        if request.url.path.endswith("features") and own <= int(request.url.params["after"]):
+            server.version, server.canary = next(served, (CARD.version, None))
+            if server.version == CARD.version:
+                told.append("published")
+                server.publish(1, version=other if server.canary else None)
+
+    server.publish(1)
+    server.before, clock = before, Clock()
+    predictions = client_of(server, clock).predictions(head, follow=True, on_others=lambda *seen: told.append(seen))
+    assert [p.sequence for p in itertools.islice(predictions, 3)] == [1, 2, 4]
+    assert told == ["published", "published", (0.9, CARD.version), (0.0, other), "published"]
+    assert clock.slept
+
+
+def test_a_follower_gives_up_when_its_version_was_not_served_for_its_patience(server, head):
+    server.publish(1)
+    server.version, clock = "1.3-ffffffffffff", Clock()
+    predictions = client_of(server, clock, patience=Patience(total_s=30.0, longest_s=4.0)).predictions(
+        head, follow=True
+    )
+    assert next(predictions).sequence == 1
+    with pytest.raises(VersionMismatchError):
+        next(predictions)
+    assert 30 <= clock.now < 35
+
+
 def test_a_server_that_stays_away_is_given_up_in_one_line(server):
     def refuse(request):
         raise httpx.ConnectError("connection refused")
 
     server.before, clock = refuse, Clock()
     with pytest.raises(UnreachableError, match=f"{URL} did not answer for .* ConnectError: connection refused"):
-        client_of(server, clock, patience=Patience(total_s=30.0)).latest()
-    assert 10 < clock.now <= 30
+        client_of(server, clock, patience=Patience(total_s=30.0, longest_s=4.0)).latest()
+    assert 25 < clock.now <= 30
     assert len(clock.slept) > 3
 
 

@@ -83,6 +83,29 @@ def test_what_was_missed_is_said(server, flags, capsys):
     assert "does not keep the features after 2 any more; going on from 5" in capsys.readouterr().err
 
 
+def test_a_version_on_trial_is_no_mistake(server, flags, capsys):
+    server.publish(1)
+    server.canary = ("1.3-ffffffffffff", 0.25)
+    server.publish(1, version="1.3-ffffffffffff")
+    assert main(flags) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert err == "note: 25% of the features are of another version than the head's now, and are passed over\n"
+
+
+def test_a_version_that_is_served_no_more_is_said_and_waited_for_with_follow(server, flags, capsys):
+    server.publish(1)
+    server.version = "1.3-ffffffffffff"
+    assert main(flags) == 2
+    assert "export the head of that version" in capsys.readouterr().err
+    assert main([*flags, "--follow", "--patience-s", "0.3"]) == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.startswith(
+        "note: the producer serves version 1.3-ffffffffffff now; waiting for features of version 1.2-"
+    )
+    assert error.startswith("error: the head is for version 1.2-")
+
+
 def test_follow_ends_with_the_users_interrupt(server, flags, capsys):
     server.publish(1)
 
