@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from http import HTTPStatus
 from typing import Final
 
@@ -12,13 +11,21 @@ from starlette.requests import Request
 from serve.problems import Problem
 
 _DISCARDED: Final = 4
-"""How many times the limit is read of a body that is too large, so that its sender reads the answer."""
+"""How many times the limit is read of an image that is too large."""
 
 
 async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
     """All of it. Raises `Problem` for one that is too large, too slow or under a content encoding."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "an image is sent as it is, without a content encoding")
+    return await read_encoded_body(request, max_bytes=max_bytes, seconds=seconds, read_bytes=_DISCARDED * max_bytes)
+
+
+async def read_encoded_body(request: Request, *, max_bytes: int, seconds: float, read_bytes: int) -> bytes:
+    """All of it, as it came, and in memory no more than ``max_bytes``. Raises `Problem` for one that is larger or slow.
+
+    ``read_bytes``: how far one that is too large is read, so that its sender reads the answer.
+    """
     found = bytearray()
     too_large = _announced(request) > max_bytes
     read = 0
@@ -31,24 +38,13 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
                     continue
                 too_large = True
                 found.clear()
-                if read > _DISCARDED * max_bytes:
+                if read > read_bytes:
                     break
     except TimeoutError:
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, "the body was too slow") from None
     if too_large:
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {max_bytes:,} bytes")
     return bytes(found)
-
-
-async def discard_body(request: Request, *, max_bytes: int, seconds: float) -> None:
-    """Read what nobody wants, and forget it: who is not through with sending does not see what is answered."""
-    read = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                read += len(chunk)
-                if read > max_bytes:
-                    break
 
 
 def _announced(request: Request) -> int:

@@ -1,10 +1,15 @@
 """The one endpoint of a remote training: ``POST /tasks/<task>/training``, an answer up and the next work down.
 
+Refusals are `application/problem+json`, as everywhere (`serve.problems`), and the gate is asked before anything else,
+of this path and of any other.
+
 status  when
 200     the next work
 204     nothing to do yet: come again
 400     the answer cannot be read; the work waits for a better one
 401     no valid token              404  no such training for this token
+405     any method but POST
+408     a body that did not come in time
 409     another process of the same tenant has taken over
 412     the work that If-Match names is not the one at hand: come again without an answer
 413     a body larger than the answer can be
@@ -14,27 +19,33 @@ status  when
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import math
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, Final, Literal, Protocol
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from orchestrator.errors import ProtocolError
-from serve.bodies import discard_body
+from serve.bodies import read_encoded_body
 from serve.codec import MEDIA_TYPE, CodecError, compress, decompress
+from serve.problems import Problem, no_such_task, problem_of, response_to
 from serve.remote.exchange import Exchange, StaleAnswerError, TakenOverError
 from serve.remote.messages import ENVELOPE_BYTES, Reply, Work
-from serve.tenants.errors import NOT_FOUND, TITLES, Refused
+from serve.tenants.errors import Refused
 
 POLL_S: Final = 20.0
 """How long a request waits for work before it is told to come again."""
 _BODY_S: Final = 120.0
 """In which a body has to be there."""
-_DISCARDED_BYTES: Final = 1 << 30
-"""Read at most of a body that is not wanted: who is not through with sending does not see what is answered."""
+_READ_BYTES: Final = 1 << 30
+"""Of a body that is not wanted: who is not through with sending does not see what is answered."""
+_GONE: Final = 499
+"""Of a request that nobody waits for any more: seen by nobody."""
+_HEADERS: Final = {"Cache-Control": "no-store"}
 
 
 class Admitted(Protocol):
@@ -77,65 +88,73 @@ class Door:
         try:
             admission.recheck()
         except Refused:
-            del self._inside[who]
+            self._inside.pop(who, None)
             raise
-
-
-class TooLargeError(Exception):
-    """A body that is larger than the answer can be."""
 
 
 def training_app(exchanges: Mapping[str, Exchange], gate: Admits, *, poll_s: float = POLL_S) -> FastAPI:
     """The application, for the tasks that are in ``exchanges`` at the time of a request."""
-    app, door = FastAPI(title="MetaMorphosis remote training", docs_url=None, redoc_url=None), Door(gate)
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    app, door = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False), Door(gate)
 
     @app.post("/tasks/{task}/training")
-    async def training(task: str, request: Request) -> Response:  # noqa: PLR0911 - one a status
+    async def training(task: str, request: Request) -> Response:
         try:
             door.enter(request.headers.get("authorization"), task)
-        except Refused as error:
-            after = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
-            return _refusal(error.status, error.title, after)
-        exchange = exchanges.get(task)
-        if exchange is None:
-            return _refusal(NOT_FOUND, TITLES[NOT_FOUND])
-        try:
-            reply = await _read(request, values=exchange.room_for(request.headers.get("if-match", "")))
+            exchange = exchanges.get(task)
+            if exchange is None:
+                raise no_such_task()
+            reply = await _read(request, exchange)
             exchange.take(reply)
-        except StaleAnswerError as error:
-            await discard_body(request, max_bytes=_DISCARDED_BYTES, seconds=_BODY_S)
-            return _refusal(412, str(error))
-        except TooLargeError:
-            return _refusal(413, "the body is larger than the answer can be")
-        except TimeoutError:
-            return _refusal(408, "the body did not come in time")
-        except TakenOverError as error:
-            return _refusal(409, str(error))
-        except (ProtocolError, CodecError) as error:
-            return _refusal(400, str(error))
-        work = await _next(exchange, poll_s)
-        if work is None:
-            return Response(status_code=204)
-        return await _packed(work, reply, request.headers.get("accept-encoding", ""))
+            work = await _next(exchange, poll_s)
+            if work is None:
+                return Response(status_code=HTTPStatus.NO_CONTENT, headers=_HEADERS)
+            return await _packed(work, reply, request.headers.get("accept-encoding", ""))
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
+        except Exception as error:
+            return response_to(_problem(error))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
+        task = path.split("/")[2] if path.startswith("/tasks/") else ""
+        try:
+            admission = gate.admit(request.headers.get("authorization"), task=task, verb="train")
+            problem = no_such_task()
+            if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+                problem = Problem(HTTPStatus.METHOD_NOT_ALLOWED, "there is no such method here")
+            gate.audit(admission, task=task, verb="train", outcome=problem.status)
+        except Exception as refusal:
+            problem = problem_of(refusal)
+        return response_to(problem)
 
     return app
 
 
-async def _read(request: Request, *, values: int) -> Reply:
-    """The body, never more of it in memory than an answer of so many numbers can have."""
+def _problem(error: Exception) -> Problem:
+    """What a tenant is told of it."""
+    match error:
+        case StaleAnswerError():
+            return Problem(HTTPStatus.PRECONDITION_FAILED, str(error))
+        case TakenOverError():
+            return Problem(HTTPStatus.CONFLICT, str(error))
+        case ProtocolError() | CodecError():
+            return Problem(HTTPStatus.BAD_REQUEST, "the message is not right", str(error))
+        case _:
+            return problem_of(error)
+
+
+async def _read(request: Request, exchange: Exchange) -> Reply:
+    """The message, never more of it in memory than it can have. Raises `StaleAnswerError` after reading it in vain."""
+    try:
+        values = exchange.room_for(request.headers.get("if-match", ""))
+    except StaleAnswerError:
+        with contextlib.suppress(Problem):
+            await read_encoded_body(request, max_bytes=0, seconds=_BODY_S, read_bytes=_READ_BYTES)
+        raise
     most = 4 * values + ENVELOPE_BYTES
-    body = bytearray()
-    async with asyncio.timeout(_BODY_S):
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise TooLargeError
-    encoding = request.headers.get("content-encoding", "")
-    plain = decompress(bytes(body), encoding, max_bytes=most)
+    body = await read_encoded_body(request, max_bytes=most, seconds=_BODY_S, read_bytes=_READ_BYTES)
+    plain = decompress(body, request.headers.get("content-encoding", ""), max_bytes=most)
     return Reply.from_bytes(plain, max_bytes=most, max_values=values + ENVELOPE_BYTES)
 
 
@@ -155,9 +174,5 @@ async def _packed(work: Work, reply: Reply, accepted: str) -> Response:
     pack: Callable[[], bytes] = lambda: compress(work.to_bytes(reply.precision), encoding)  # noqa: E731
     small = sum(array.nbytes for array in work.arrays.values()) < ENVELOPE_BYTES
     body = pack() if small else await asyncio.to_thread(pack)
-    headers = {"Cache-Control": "no-store"} | ({"Content-Encoding": encoding} if encoding != "identity" else {})
+    headers = _HEADERS | ({"Content-Encoding": encoding} if encoding != "identity" else {})
     return Response(body, media_type=MEDIA_TYPE, headers=headers)
-
-
-def _refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": detail}, status_code=status, headers=dict(headers or {}))

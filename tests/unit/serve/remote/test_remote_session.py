@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -214,7 +216,7 @@ def test_a_producer_that_is_killed_amid_a_step_gets_its_tenant_back(tiny_plan, h
     ("rows", "told"),
     [
         (np.ones((64, 4096), np.float32), "unpacks to"),
-        (np.random.default_rng(0).standard_normal((512, 4096), np.float32), "larger than the answer"),
+        (np.random.default_rng(0).standard_normal((512, 4096), np.float32), "413: the body has more than"),
     ],
     ids=["packed", "noise"],
 )
@@ -379,7 +381,7 @@ def test_a_wrong_gradient_shape_ends_in_quarantine_and_not_in_a_crash(tiny_plan,
 def test_nobody_trains_without_a_token(listener, authorization):
     headers = {} if authorization is None else {"Authorization": authorization}
     answer = httpx.post(f"{listener.url}/tasks/{TASK}/training", headers=headers, content=b"")
-    assert answer.status_code == 401
+    check_problem(answer, 401, "no valid token was given")
 
 
 def test_a_task_that_was_not_granted_and_one_that_is_not_trained_answer_alike(listener, tenants, tmp_path):
@@ -413,13 +415,106 @@ def test_a_step_is_no_request_of_the_minutes_quota(tiny_plan, listener, tenants,
     assert tenant.error is None
 
 
-def test_a_body_larger_than_the_answer_is_not_read(listener, tenants):
+def check_problem(answer: httpx.Response, status: int, title: str) -> None:
+    """In the form that all of serving has (RFC 9457)."""
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    found = answer.json()
+    assert (found["status"], found["title"]) == (status, title)
+
+
+@pytest.mark.parametrize("size_bytes", [1 << 20, 64 << 20])
+def test_a_body_larger_than_the_answer_is_refused_and_its_sender_sees_it(listener, tenants, size_bytes):
+    """However large: a connection that is cut amid a body looks like one that failed, and is tried again."""
     answer = httpx.post(
         f"{listener.url}/tasks/{TASK}/training",
         headers={"Authorization": f"Bearer {tenants.token}"},
-        content=bytes(1 << 20),
+        content=bytes(size_bytes),
     )
-    assert answer.status_code == 413
+    check_problem(answer, 413, "the body has more than 65,536 bytes")
+
+
+def test_an_answer_that_nobody_waits_for_is_passed_over_however_large(listener, tenants):
+    headers = {"Authorization": f"Bearer {tenants.token}", "If-Match": '"0123456789abcdef-7"'}
+    answer = httpx.post(f"{listener.url}/tasks/{TASK}/training", headers=headers, content=bytes(64 << 20))
+    check_problem(answer, 412, "that work of task 'left' is not asked for: say that you are there")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"/tasks/{TASK}/training"),
+        ("POST", f"/tasks/{TASK}/training/"),
+        *(("GET", path) for path in ("/", "/openapi.json", "/docs", "/healthz", "/tasks/left", "/tasks/x/training")),
+    ],
+)
+def test_the_gate_is_asked_before_anything_is_told(listener, tenants, method, path):
+    """Nobody learns from the outside what is here; a tenant learns no more than that there is nothing."""
+    nobody = httpx.request(method, listener.url + path)
+    check_problem(nobody, 401, "no valid token was given")
+    assert nobody.headers["www-authenticate"] == "Bearer"
+    known = httpx.request(method, listener.url + path, headers={"Authorization": f"Bearer {tenants.token}"})
+    if path == f"/tasks/{TASK}/training":
+        check_problem(known, 405, "there is no such method here")
+    else:
+        check_problem(known, 404, "there is no such task for this token")
+
+
+def test_a_tenant_that_asks_too_often_is_told_when_to_come_again(listener, tenants):
+    tenants.registry.set_rate("acme", 1)
+    headers = {"Authorization": f"Bearer {tenants.token}"}
+    assert httpx.get(listener.url, headers=headers).status_code == 404
+    answer = httpx.get(listener.url, headers=headers)
+    check_problem(answer, 429, "too many requests")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_second_process_is_told_that_another_took_over_as_a_problem(listener, tenants):
+    def come(process: str) -> httpx.Response:
+        return httpx.post(
+            f"{listener.url}/tasks/{TASK}/training",
+            headers={"Authorization": f"Bearer {tenants.token}"},
+            content=Reply(process=process).to_bytes(),
+        )
+
+    listener.exchanges[TASK].over = True  # nobody is kept waiting
+    assert [come(process).status_code for process in ("a", "b")] == [204, 204]
+    title = "another process of the same tenant trains task 'left' now; this one is not needed any more"
+    check_problem(come("a"), 409, title)
+
+
+def test_what_nobody_foresaw_is_a_bare_problem_and_is_logged(listener, tenants, monkeypatch, caplog):
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Exchange, "take", fail)
+    headers = {"Authorization": f"Bearer {tenants.token}"}
+    url = f"{listener.url}/tasks/{TASK}/training"
+    answer = httpx.post(url, headers=headers, content=Reply(process="p").to_bytes())
+    check_problem(answer, 500, "the server failed")
+    assert "secret" not in answer.text
+    assert "secret" in caplog.text
+
+
+def test_a_tenant_that_leaves_amid_a_body_leaves_no_traceback(listener, tenants, caplog, capfd):
+    """Its next process is served as if nothing had been."""
+    host, port = listener.url.removeprefix("http://").split(":")
+    head = f"POST /tasks/{TASK}/training HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {tenants.token}\r\n"
+    for tag in ("", 'If-Match: "0-1"\r\n'):
+        with socket.create_connection((host, int(port))) as leaving:
+            leaving.sendall(f"{head}{tag}Content-Length: 1000\r\n\r\n".encode() + bytes(10))
+            time.sleep(0.2)
+    time.sleep(0.3)
+    listener.exchanges[TASK].over = True
+    answer = httpx.post(
+        f"{listener.url}/tasks/{TASK}/training",
+        headers={"Authorization": f"Bearer {tenants.token}"},
+        content=Reply(process="p").to_bytes(),
+    )
+    assert answer.status_code == 204
+    assert caplog.records == []
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("body", [b"", b"\x80\x04N.", bytes(200), b'{"protocol": 1}', b"\xff" * 64])
@@ -427,7 +522,7 @@ def test_what_is_no_message_is_refused_and_training_goes_on(tiny_plan, hosted, l
     answer = httpx.post(
         f"{listener.url}/tasks/{TASK}/training", headers={"Authorization": f"Bearer {tenants.token}"}, content=body
     )
-    assert answer.status_code == 400
+    check_problem(answer, 400, "the message is not right")
     tenant = start_tenant()
     check_same(finish(open_session(tiny_plan, listener), listener), hosted, tenant)
 
