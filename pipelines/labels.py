@@ -48,15 +48,15 @@ def run(settings: LabelsSettings) -> None:
 
 
 def _key(command: LabelsKey) -> None:
-    from serve.tenants.sealed_files import read_tenant_key
+    from serve.tenant_key import read_tenant_key
 
     print(read_tenant_key(command.key_file.expanduser(), make=True).public_key("").raw.hex())
 
 
 def _seal(command: LabelsSeal) -> None:
     from orchestrator.errors import DataError
+    from serve.private_files import private_file
     from serve.tenants.moments import moment, shown
-    from serve.tenants.private_files import private_file
     from serve.tenants.sealed_files import to_bytes
 
     held = command.held
@@ -78,7 +78,7 @@ def _seal(command: LabelsSeal) -> None:
 
 
 def _release(command: LabelsRelease) -> None:
-    from serve.tenants.private_files import private_file
+    from serve.private_files import private_file
 
     held = command.held
     out = command.out.expanduser().absolute()
@@ -93,8 +93,9 @@ def _open(command: LabelsOpen) -> None:
     import numpy as np
 
     from orchestrator.privacy.escrow import open_labels
-    from serve.tenants.private_files import read_private, write_private
-    from serve.tenants.sealed_files import read_sealed, read_tenant_key
+    from serve.private_files import read_private, write_private
+    from serve.tenant_key import read_tenant_key
+    from serve.tenants.sealed_files import read_sealed
 
     sealed = read_sealed(command.sealed.expanduser())
     key = read_tenant_key(command.key_file.expanduser())

@@ -183,7 +183,7 @@ def _hand_out(
 ) -> None:
     """Issue a token, and give it to who asked: into a file that can be written for certain, or printed once."""
     from orchestrator.errors import MetaMorphosisError
-    from serve.tenants.private_files import private_file
+    from serve.private_files import private_file
 
     path = None if token.token_file is None else token.token_file.expanduser().absolute()
     with nullcontext() if path is None else private_file(path, what="the token", replace=_holds_token(path)) as file:
@@ -205,7 +205,7 @@ def _hand_out(
 def _holds_token(path: Path) -> bool:
     """Whether a file may be replaced by another token: nothing but a token is overwritten."""
     from orchestrator.errors import DataError
-    from serve.tenants.private_files import read_private
+    from serve.private_files import read_private
     from serve.tenants.tokens import Token
 
     try:

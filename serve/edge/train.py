@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve.edge.link import Link, Patience, read_token
-from tasks.errors import DataError, MetaMorphosisError
+from tasks.errors import MetaMorphosisError
 
 if TYPE_CHECKING:
     from orchestrator.consumer import ConsumerConfig
-    from orchestrator.privacy.escrow import TenantKey
     from orchestrator.wire import EvaluationReport, TaskOffer
     from serve.remote.trainer import Progress, Trained
-
-_KEY_BYTES = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,11 +45,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from orchestrator.network import pick_device
     from serve.remote.trainer import Trainer, train
+    from serve.tenant_key import read_tenant_key
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     trainer = Trainer(
-        read_key(arguments.key_file),
+        read_tenant_key(arguments.key_file, make=True),
         arguments.state,
         task=arguments.task,
         precision=arguments.precision,
@@ -109,30 +105,6 @@ def _lines() -> Progress:
             losses.clear()
 
     return Lines()
-
-
-def read_key(path: Path) -> TenantKey:
-    """The private key in a file of 32 bytes, which is made, for its owner alone, where there is none."""
-    from orchestrator.privacy.escrow import TenantKey
-
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise DataError(f"others can read the key in {path}: chmod 600 {path}")
-            raw = file.read(_KEY_BYTES + 1)
-    except FileNotFoundError:
-        key = TenantKey.generate()
-        try:
-            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-                file.write(key.to_bytes())
-        except OSError as error:
-            raise DataError(f"cannot write a new key to {path}: {error.strerror or error}") from error
-        return key
-    except OSError as error:
-        raise DataError(f"cannot read the key in {path}: {error.strerror or error}") from error
-    if len(raw) != _KEY_BYTES:
-        raise DataError(f"{path} is no tenant's key, which is a file of {_KEY_BYTES} bytes; name another, or a new one")
-    return TenantKey.from_bytes(raw)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,11 +31,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from orchestrator.errors import ConfigError, DataError, LedgerError
 from orchestrator.wire import SealedLabels
+from serve.private_files import read_private, write_private
 from serve.tenants.audit import AuditLog
 from serve.tenants.custody import Custody, CustodyState
 from serve.tenants.errors import NOT_FOUND, Refused
 from serve.tenants.moments import shown
-from serve.tenants.private_files import read_private, write_private
 from serve.tenants.registry import check_name
 
 EARLY: Final = 403

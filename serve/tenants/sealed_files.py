@@ -11,13 +11,11 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.privacy.escrow import TenantKey
 from orchestrator.wire import SealedLabels
-from serve.tenants.private_files import read_private, write_private
+from serve.tenant_key import KEY_BYTES
 
 _FORMAT: Final = "metamorphosis sealed labels v1"
 _PARTS: Final = ("nonce", "ciphertext", "wrapped_key")
-_KEY_BYTES: Final = 32
 _MOST_BYTES: Final = 1 << 30
 
 
@@ -52,27 +50,14 @@ def read_sealed(path: Path) -> SealedLabels:
     )
 
 
-def read_tenant_key(path: Path, *, make: bool = False) -> TenantKey:
-    """The private key in a file of 32 bytes that only its owner can read, made where there is none and ``make`` is set.
-
-    Raises `DataError`.
-    """
-    if make and not path.exists():
-        write_private(path, TenantKey.generate().to_bytes(), what="the tenant's private key")
-    raw = read_private(path, what="the tenant's private key")
-    if len(raw) != _KEY_BYTES:
-        raise DataError(f"{path} is no tenant's key, which is a file of {_KEY_BYTES} bytes")
-    return TenantKey.from_bytes(raw)
-
-
 def parse_public_key(text: str) -> bytes:
     """The 32 bytes of a public key as `labels.py key` prints it. Raises `ConfigError`."""
     try:
         raw = bytes.fromhex(text.strip())
     except ValueError:
         raw = b""
-    if len(raw) != _KEY_BYTES:
+    if len(raw) != KEY_BYTES:
         raise ConfigError(
-            f"{text!r} is no public key, which is {2 * _KEY_BYTES} hexadecimal digits: see `labels.py key`"
+            f"{text!r} is no public key, which is {2 * KEY_BYTES} hexadecimal digits: see `labels.py key`"
         )
     return raw

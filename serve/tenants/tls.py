@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import ConfigError, DataError
-from serve.tenants.private_files import read_private, write_private
+from serve.private_files import read_private, write_private
 
 CERTIFICATE: Final = "self-signed.crt"
 KEY: Final = "self-signed.key"

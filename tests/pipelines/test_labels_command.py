@@ -14,6 +14,7 @@ from orchestrator.runs.opening import open_data
 from orchestrator.settings.shared import DataSettings
 from pipelines import labels, tenants
 from pipelines.command import execute
+from serve.private_files import PrivateFile
 from serve.tenants import sealed_files
 
 SMALL = ("--image-size", "8")
@@ -145,9 +146,9 @@ def test_labels_that_cannot_be_handed_over_are_not_held(public_key, capsys, monk
 
     with monkeypatch.context() as patched:
         patched.setattr("serve.tenants.sealed_files.to_bytes", lambda sealed: b"marked")
-        write = sealed_files.write_private.__globals__["PrivateFile"].write
+        write = PrivateFile.write
         patched.setattr(
-            "serve.tenants.private_files.PrivateFile.write",
+            "serve.private_files.PrivateFile.write",
             lambda file, data: full(file, data) if data == b"marked" else write(file, data),
         )
         assert seal(public_key) == 2

@@ -182,7 +182,7 @@ def test_a_token_that_cannot_be_handed_over_is_revoked(capsys, tmp_path, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("serve.tenants.private_files.os.fsync", full)
+    monkeypatch.setattr("serve.private_files.os.fsync", full)
     assert run("add", "alice", "--token-file", str(tmp_path / "token")) == 2
     said = capsys.readouterr().err
     assert "No space left on device" in said

@@ -167,19 +167,3 @@ def test_a_trained_head_of_maps_is_written_for_the_edge_client(tmp_path):
     z = np.random.default_rng(0).standard_normal((2, 8, 4, 4)).astype(np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(head.maps(z), consumer.network()(torch.from_numpy(z)).numpy(), atol=1e-4)
-
-
-def test_a_key_is_made_once_for_its_owner_alone(tmp_path):
-    path = tmp_path / "key"
-    made = train.read_key(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert train.read_key(path).to_bytes() == made.to_bytes()
-    path.chmod(0o640)
-    with pytest.raises(train.DataError, match="others can read the key"):
-        train.read_key(path)
-    path.chmod(0o600)
-    path.write_bytes(b"short")
-    with pytest.raises(train.DataError, match="is no tenant's key"):
-        train.read_key(path)
-    with pytest.raises(train.DataError, match="cannot write a new key"):
-        train.read_key(tmp_path / "missing" / "key")
