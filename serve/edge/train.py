@@ -43,10 +43,12 @@ def _run(arguments: argparse.Namespace) -> int:
     token, patience = read_token(arguments.token_file), Patience(total_s=arguments.patience_s)
     import torch
 
+    from orchestrator.memory import keep_freed_memory
     from orchestrator.network import pick_device
     from serve.remote.trainer import Trainer, train
     from serve.tenant_key import read_tenant_key
 
+    keep_freed_memory()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     trainer = Trainer(

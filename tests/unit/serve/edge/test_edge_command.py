@@ -167,3 +167,15 @@ def test_a_trained_head_of_maps_is_written_for_the_edge_client(tmp_path):
     z = np.random.default_rng(0).standard_normal((2, 8, 4, 4)).astype(np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(head.maps(z), consumer.network()(torch.from_numpy(z)).numpy(), atol=1e-4)
+
+
+def test_a_training_keeps_the_memory_that_it_freed(flags, tmp_path, monkeypatch, capsys):
+    """As a hosted tenant's actor does."""
+    told: list[str] = []
+    monkeypatch.setattr("orchestrator.memory.keep_freed_memory", lambda: told.append("kept"))
+    token = flags[flags.index("--token-file") + 1]
+    asked = ["--url", "http://127.0.0.1:1", "--task", "smile", "--token-file", token, "--patience-s", "0"]
+    folders = ["--key-file", str(tmp_path / "key"), "--state", str(tmp_path / "states")]
+    assert train.main([*asked, *folders]) == 1
+    assert told == ["kept"]
+    assert "did not answer" in capsys.readouterr().err
