@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 
+from serve.connection import Patience, checked_token, checked_url, read_token, retry_after, trust
 from tasks.errors import ConfigError, DataError, MetaMorphosisError, UserError
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -28,7 +28,9 @@ _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _OF_THE_IMAGE: Final = frozenset({400, 413, 415, 422})
 """Statuses that another image may not get."""
 _JPEG_QUALITY: Final = 95
-_HERE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_FIRST_S: Final = 0.2
+_LONGEST_S: Final = 10.0
+"""Of the pauses before a frame is sent again: the next ones wait behind it."""
 
 
 class PublishError(MetaMorphosisError):
@@ -70,21 +72,17 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``patience_s`` is for one frame. Raises `ConfigError` for an address that gives the token away."""
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigError(f"{url!r} is no address of a server: give one like https://127.0.0.1:8000")
-        if parts.scheme == "http" and parts.hostname not in _HERE and not plain_http:
-            raise ConfigError(
-                f"{url} is not encrypted, and everybody on the way could see images and token: use https://, or say "
-                "--plain-http where the network is your own"
-            )
         self._patience_s, self._sleep, self._clock = patience_s, sleep, clock
+        self._pauses = Patience(total_s=patience_s, first_s=_FIRST_S, longest_s=_LONGEST_S)
         self._draw = random.Random()  # noqa: S311 - for pauses
         self._client = httpx.Client(
-            base_url=f"{url.rstrip('/')}/tasks/{task}",
-            headers={"Authorization": f"Bearer {token}", "Accept": "application/x-safetensors;precision=int8"},
+            base_url=f"{checked_url(url, plain_http=plain_http)}/tasks/{task}",
+            headers={
+                "Authorization": f"Bearer {checked_token(token)}",
+                "Accept": "application/x-safetensors;precision=int8",
+            },
             timeout=httpx.Timeout(30.0, connect=10.0),
-            verify=_trust(ca),
+            verify=trust(ca),
             transport=transport,
         )
 
@@ -112,8 +110,8 @@ class Publisher:
                     return str(response.headers.get("X-Features", ""))
                 told = f"{response.status_code}: {_title(response)}"
                 _raise_for_good(response.status_code, told, frame.name)
-                asked_s = _seconds(response.headers.get("Retry-After", ""))
-            pause_s = asked_s + self._draw.uniform(0.0, min(10.0, 0.2 * 2.0 ** min(attempt, 16)))
+                asked_s = retry_after(response.headers.get("Retry-After"))
+            pause_s = self._pauses.pause(attempt, asked_s, self._draw)
             if self._clock() - started + pause_s > self._patience_s:
                 raise PublishError(f"{frame.name} was not taken for {self._patience_s:g} s; the last try gave {told}")
             self._sleep(pause_s)
@@ -211,38 +209,11 @@ def _title(response: httpx.Response) -> str:
         return "no explanation"
 
 
-def _seconds(retry_after: str) -> float:
-    return float(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else 0.0
-
-
-def _trust(ca: Path | None) -> Any:
-    if ca is None:
-        return True
-    import ssl
-
-    try:
-        return ssl.create_default_context(cafile=str(ca))
-    except (OSError, ssl.SSLError) as error:
-        raise DataError(f"cannot read the certificate in {ca}: {error}") from error
-
-
-def _read_token(path: Path) -> str:
-    try:
-        if path.stat().st_mode & 0o077:
-            raise DataError(f"others can read the token in {path}: chmod 600 {path}")
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the token in {path}: {error}") from error
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise DataError(f"{path} holds no token")
-    return token
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done; 1 the server failed, or refused images; 2 what was asked cannot be done; 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        token = _read_token(arguments.token_file)
+        token = read_token(arguments.token_file)
         with Publisher(
             arguments.url,
             arguments.task,

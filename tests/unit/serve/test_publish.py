@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from served import digit_images, png
+from tiny import ROOT
 
 from serve import publish
 from serve.publish import Frame, Publisher, PublishError, frames_of, main
@@ -189,4 +191,9 @@ def test_a_device_needs_httpx_alone():
     top = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)} | {
         a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names
     }
-    assert {name.partition(".")[0] for name in top} - set(sys.stdlib_module_names) == {"httpx", "tasks"}
+    assert {name.partition(".")[0] for name in top} - set(sys.stdlib_module_names) == {"httpx", "serve", "tasks"}
+    loaded = "import sys, serve.publish; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"numpy", "torch", "ray", "safetensors", "cryptography", "orchestrator", "onnxruntime"}
+    assert "httpx" in done.stdout.split()
+    assert not set(done.stdout.split()) & heavy

@@ -253,39 +253,6 @@ def test_a_server_that_stays_away_is_given_up_in_one_line(server):
     assert len(clock.slept) > 3
 
 
-def test_pauses_grow_are_random_and_have_an_end():
-    import random
-
-    patience, draw = Patience(first_s=0.5, longest_s=8.0), random.Random(0)
-    for attempt, most in ((0, 0.5), (1, 1.0), (3, 4.0), (10, 8.0), (5000, 8.0)):
-        pauses = [patience.pause(attempt, 0.0, draw) for _ in range(200)]
-        assert 0 <= min(pauses) < 0.2 * most
-        assert 0.8 * most < max(pauses) <= most
-    assert patience.pause(0, 20.0, draw) >= 20.0
-    for wrong in ({"first_s": 0.0}, {"first_s": 9.0, "longest_s": 8.0}, {"total_s": -1.0}):
-        with pytest.raises(ConfigError):
-            Patience(**wrong)
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (None, 0),
-        ("7", 7),
-        ("Wed, 25 Nov 2026 02:00:30 GMT", 30),
-        ("Wed, 25 Nov 2026 01:00:00 GMT", 0),
-        ("soon", 0),
-        ("-5", 0),
-    ],
-)
-def test_retry_after_is_read_in_both_forms(value, seconds):
-    from datetime import UTC, datetime
-
-    from serve.edge.link import retry_after
-
-    assert retry_after(value, now=datetime(2026, 11, 25, 2, 0, 0, tzinfo=UTC)) == seconds
-
-
 def test_a_retry_after_beyond_ones_patience_is_not_waited_for(server):
     server.before, clock = lambda _: httpx.Response(503, headers={"Retry-After": "3600"}), Clock()
     with pytest.raises(UnreachableError, match="503"):

@@ -13,6 +13,8 @@ CLIENT = sorted(path for path in (ROOT / "serve" / "edge").glob("*.py") if path.
 SHARED = [
     ROOT / "serve" / "__init__.py",
     ROOT / "serve" / "codec.py",
+    ROOT / "serve" / "connection.py",
+    ROOT / "serve" / "publish.py",
     ROOT / "tasks" / "__init__.py",
     ROOT / "tasks" / "errors.py",
 ]
