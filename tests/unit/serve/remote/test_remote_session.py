@@ -19,12 +19,14 @@ from orchestrator.ports import Ready
 from orchestrator.wire import FeatureBatch, FeatureGradient
 from serve.edge.errors import AnswerError, NotServedError, RefusedError
 from serve.edge.link import Link, Patience, Received
+from serve.heads import card_of, export_head
 from serve.remote import app
 from serve.remote import consumer as remote_consumer
 from serve.remote.exchange import Exchange
 from serve.remote.listener import Endpoint, Listener
 from serve.remote.messages import Reply, Work
 from serve.remote.trainer import train
+from tasks.spec import TaskSpec
 
 
 @pytest.fixture
@@ -67,6 +69,25 @@ def test_a_remote_tenant_trains_the_very_same_modules_and_head(tiny_plan, hosted
     check_same(found, hosted, tenant)
     assert tenant.outcome.version == "1.1-0123456789ab"
     assert tenant.outcome.test == hosted[1].test[TASK]
+
+
+def test_a_task_that_answers_with_a_map_is_trained_alike(tiny_plan, listener, start_tenant):
+    """Labels, targets and metrics are of maps; the head is exported from what the tenant ends with."""
+    data = tiny_plan.data
+    spec = TaskSpec(name=TASK, target=TASK, shape=(1, 4, 4), head="map", loss="mse", metrics=("psnr",))
+    grey = data.images.reshape(len(data.images), 4, 4, 4, 4, 3).mean(axis=(2, 4, 5)).round().astype(np.int64)
+    labels = {**data.labels, TASK: {subset: grey[rows][:, None] for subset, rows in data.rows.items()}}
+    drawn = dataclasses.replace(data, specs={**data.specs, TASK: spec}, labels=labels)
+    plan = dataclasses.replace(tiny_plan, data=drawn)
+    session = open_session(plan)
+    session.start()
+    hosted = session.run(), session.finish()
+    tenant = start_tenant()
+    check_same(finish(open_session(plan, listener), listener), hosted, tenant)
+    card = card_of(tenant.outcome.offer.spec, tenant.outcome.version, tenant.outcome.offer.contract.shape)
+    assert card.answer_shape == (1, 4, 4)
+    assert export_head(tenant.outcome.network, card)
+    assert tenant.outcome.test.metrics["psnr"] > 5
 
 
 def test_the_head_never_comes_to_the_producer(tiny_plan, listener, start_tenant, monkeypatch):
