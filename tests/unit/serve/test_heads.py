@@ -124,7 +124,7 @@ class FixedBatch(nn.Module):
 
 def test_a_head_whose_graph_has_a_fixed_batch_is_refused():
     with pytest.raises((DataError, onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException)):
-        export_head(FixedBatch(), card_of((8, 1, 1)))
+        export_head(FixedBatch(), smile_card((8, 1, 1)))
 
 
 @pytest.mark.parametrize(("side", "cells"), [(16, 4), (14, 4), (7, 4), (5, 4), (4, 4), (2, 2), (9, 1)])
