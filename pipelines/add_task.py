@@ -37,7 +37,7 @@ def run(settings: AddTaskSettings) -> None:
             run_id=work.tracker.run_id,
             tenant=remote.tenants.get(settings.task),
         )
-        remote.published([outcome.task])
+        remote.ended([outcome.task], outcome.session)
         show_added(work, outcome, settings)
 
 

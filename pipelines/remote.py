@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.catalog_records import TaskRecord
-from orchestrator.runs.add_task import RemoteTenant
 from orchestrator.runs.observer import RunObserver
-from orchestrator.runs.opening import OpenConsumer
-from orchestrator.settings.add_task import RemoteSettings
+from orchestrator.runs.opening import OpenConsumer, RemoteTenant
+from orchestrator.runs.phase_two import SessionResult
+from orchestrator.settings.remote import RemoteSettings
 from orchestrator.settings.shared import RuntimeSettings
 
 if TYPE_CHECKING:
@@ -27,17 +27,19 @@ class RemoteTenants:
     listener: Listener | None = None
     observer: RunObserver
 
-    def published(self, records: Sequence[TaskRecord]) -> None:
-        """Tell each tenant the version that its head is for, and the user who did not come to hear it."""
+    def ended(self, records: Sequence[TaskRecord], session: SessionResult | None) -> None:
+        """Tell each tenant the version that its head is for, or why there is none; and the user who did not hear it."""
         from serve.versions import served_version
 
         if self.listener is None:
             return
-        versions = {r.spec.name: {"version": served_version(r)} for r in records if r.spec.name in self.tenants}
-        for task in self.listener.tell(versions):
-            self.observer.on_stage(
-                f"the tenant of {task} did not come to hear that it is published as {versions[task]['version']}"
-            )
+        stopped = {} if session is None else session.quarantined
+        outcomes = {task: {"version": None, "reason": stopped[task]} for task in self.tenants if task in stopped}
+        outcomes |= {r.spec.name: {"version": served_version(r)} for r in records if r.spec.name in self.tenants}
+        for task in self.listener.tell(outcomes):
+            version = outcomes[task]["version"]
+            known = f"it is published as {version}" if version else f"it is not published: {stopped[task]}"
+            self.observer.on_stage(f"the tenant of {task} did not come to hear that {known}")
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def remote_tenants(
     tasks: Sequence[str], settings: RemoteSettings, runtime: RuntimeSettings, observer: RunObserver
 ) -> Iterator[RemoteTenants]:
     """Listen for the tenants of these tasks while the block runs, if the settings say where."""
-    if settings.remote is None:
+    if settings.remote is None or not tasks:
         yield RemoteTenants(observer=observer)
         return
     from serve.remote.listener import Endpoint, Listener

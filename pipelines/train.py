@@ -15,18 +15,25 @@ def run(settings: TrainSettings) -> None:
     """Train, publish, and say where everything is."""
     from orchestrator.config import flatten
     from orchestrator.runs.train import TrainRun
+    from pipelines.remote import remote_tenants
     from pipelines.running import catalog_name, running
     from pipelines.summary import show_trained
 
     catalog = catalog_name(settings.runtime, settings.data.data)
-    with running(
-        settings.runtime,
-        catalog=catalog,
-        run_name=f"train {','.join(settings.tasks) or 'encoder'}",
-        params=flatten(settings),
-        tags={"command": "train", "catalog": catalog, "algorithm": settings.algorithm},
-    ) as work:
-        outcome = TrainRun(settings, catalog=work.catalog, tracker=work.tracker, observer=work.observer).run()
+    with (
+        running(
+            settings.runtime,
+            catalog=catalog,
+            run_name=f"train {','.join(settings.tasks) or 'encoder'}",
+            params=flatten(settings),
+            tags={"command": "train", "catalog": catalog, "algorithm": settings.algorithm},
+        ) as work,
+        remote_tenants(settings.elsewhere, settings.remote, settings.runtime, work.observer) as remote,
+    ):
+        outcome = TrainRun(
+            settings, catalog=work.catalog, tracker=work.tracker, observer=work.observer, tenants=remote.tenants
+        ).run()
+        remote.ended(outcome.tasks, outcome.session)
         show_trained(work, outcome, settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.assembly import SessionPlan
@@ -17,7 +17,7 @@ from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.noise import noise_plan
 from orchestrator.runs.observer import RunObserver
-from orchestrator.runs.opening import NOBODY, OpenConsumer, OpenData, open_data
+from orchestrator.runs.opening import NOBODY, OpenConsumer, OpenData, RemoteTenant, open_data
 from orchestrator.runs.phase_two import SessionResult, run_session
 from orchestrator.runs.private_modules import PART, spent_before, train_modules_first
 from orchestrator.runs.publishing import (
@@ -47,10 +47,6 @@ class AddOutcome:
     """Artefact of every earlier task to its SHA-256, the same before and after."""
     session: SessionResult | None
     """None where an earlier process of this run had published the task before it died."""
-
-
-RemoteTenant = Callable[[str], OpenConsumer]
-"""From the name of a run, which is the same after a restart, to what opens its consumer."""
 
 
 def add_task(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from orchestrator.assembly import SessionPlan, TrainingData
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.checkpoint import load_tensors
-from orchestrator.encoder_training import CUT_BEFORE_HEAD, EncoderResult
+from orchestrator.encoder_training import EncoderResult
 from orchestrator.models.modules import ModuleConfig
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.accounting import Accountant, History
@@ -34,7 +34,7 @@ from orchestrator.runs.budget import Budget, without_noise
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.noise import noise_plan
 from orchestrator.runs.observer import RunObserver
-from orchestrator.runs.opening import OpenData, open_data, open_public
+from orchestrator.runs.opening import NOBODY, OpenConsumer, OpenData, RemoteTenant, open_data, open_public
 from orchestrator.runs.phase_two import SessionResult, run_session
 from orchestrator.runs.private_modules import PART, run_job, spent_before, train_modules_first
 from orchestrator.runs.publishing import (
@@ -57,9 +57,6 @@ from orchestrator.tracking import Tracker
 from orchestrator.train_job import EncoderJob
 from orchestrator.updates import make_plan, poisson_schedule
 
-_NOISY_HEADS: Final = COVERS_ALL - CUT_BEFORE_HEAD
-"""Modes in which heads learn under the noise, so that phase 1 of --algorithm input trains every task."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOutcome:
@@ -74,8 +71,18 @@ class TrainOutcome:
 class TrainRun:
     """One run of `TrainSettings`. The phases are methods so that a run reads as Algorithm 2 does."""
 
-    def __init__(self, settings: TrainSettings, *, catalog: Catalog, tracker: Tracker, observer: RunObserver) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        *,
+        catalog: Catalog,
+        tracker: Tracker,
+        observer: RunObserver,
+        tenants: Mapping[str, RemoteTenant] = NOBODY,
+    ) -> None:
+        """``tenants`` are those who train their heads elsewhere: their tasks are published without a head."""
         self.settings, self.catalog, self.tracker, self.observer = settings, catalog, tracker, observer
+        self.tenants = tenants
         self.private = (settings.private,) if settings.private is not None else ()
         self.network = settings.network
         self.opened: OpenData
@@ -95,7 +102,7 @@ class TrainRun:
                     return self._train_jointly(data, private=False)
                 case ("input", "encoder_only_paper"):
                     return self._train_jointly(data, private=True)
-                case _ if self._wholly_private:
+                case _ if settings.wholly_private:
                     return self._train_wholly_private(data)
                 case _:
                     return self._two_phases(data)
@@ -154,6 +161,7 @@ class TrainRun:
             runtime=self.settings.runtime,
             observer=self.observer,
             run_id=self.tracker.run_id,
+            remote=self._remote,
         )
         promised = promised_by(records, else_by=guarantee)
         return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=promised, session=session)
@@ -196,11 +204,6 @@ class TrainRun:
     # -- steps of a branch -----------------------------------------------------------------------------------------
 
     @property
-    def _wholly_private(self) -> bool:
-        """Whether encoder, modules and heads of all tasks are trained at once, under the noise."""
-        return self.settings.algorithm == "input" and self.settings.dp.dp_mode in _NOISY_HEADS
-
-    @property
     def _tasks_network(self) -> NetworkConfig:
         """The networks of a session, the private attribute's among them, so that its feature can be compared.
 
@@ -215,6 +218,11 @@ class TrainRun:
             return ShapingPlan()
         asked = self.settings.task_privacy
         return asked.shaping(self.opened.secrets(asked.named_secrets))
+
+    @property
+    def _remote(self) -> dict[str, OpenConsumer]:
+        """What opens the consumers of tenants elsewhere, who find their states again by the run's name."""
+        return {task: tenant(self.folder.run) for task, tenant in self.tenants.items()}
 
     @property
     def _private_modules(self) -> bool:
@@ -320,7 +328,7 @@ class TrainRun:
         for told in notes_on_bounded(plan):
             self.observer.on_stage(told)
         checkpoints = self.folder.checkpoints("session", identity=plan.data.fingerprint)
-        return run_session(plan, self.settings.runtime, self.observer, checkpoints=checkpoints)
+        return run_session(plan, self.settings.runtime, self.observer, checkpoints=checkpoints, remote=self._remote)
 
     def _guarantee(self, accounted: Mapping[str, Any] | None) -> Guarantee:
         """From what the accountant really counted."""
@@ -329,7 +337,7 @@ class TrainRun:
         if accounted is not None:
             accountant = Accountant(dp.accountant)
             accountant.load_state_dict(accounted)
-        later = bool(self.private) and dp.dp_mode in COVERS_ALL and not self._wholly_private
+        later = bool(self.private) and dp.dp_mode in COVERS_ALL and not self.settings.wholly_private
         return guarantee_for(
             dp,
             accountant=accountant,

@@ -1,9 +1,8 @@
-"""Of ``add_task.py``, and of a tenant that trains elsewhere."""
+"""Of ``add_task.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -11,33 +10,11 @@ import tyro
 from orchestrator.assembly import SessionConfig
 from orchestrator.errors import ConfigError
 from orchestrator.privacy.dp import DpBudget
+from orchestrator.settings.remote import RemoteSettings
 from orchestrator.settings.shared import RuntimeSettings
 from orchestrator.settings.task_privacy import TaskPrivacySettings
 
 _INLINE = tyro.conf.arg(name="")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RemoteSettings:
-    """A tenant that trains its head in a process of its own, wherever that is; see `serve.edge.train`."""
-
-    remote: str | None = None
-    """HOST:PORT where the tenant's process finds this command; it is waited for. The tenant keeps its head, and the
-    task is published without one."""
-    remote_certificate: Path | None = None
-    """PEM file of the certificate for that address. Without one the connection is plain HTTP."""
-    remote_key: Path | None = None
-    """PEM file of the certificate's key."""
-    remote_patience_s: float = 600.0
-    """So many seconds may pass without a word of the tenant before it counts as lost."""
-    tenants: Path | None = None
-    """The tenants' registry, which says whose token may train what. Default: tenants/registry.db in the storage."""
-
-    def __post_init__(self) -> None:
-        if not self.remote_patience_s > 0:
-            raise ConfigError(f"remote_patience_s must be > 0, got {self.remote_patience_s}")
-        if self.remote is None and (self.remote_certificate is not None or self.remote_key is not None):
-            raise ConfigError("--remote-certificate and --remote-key are of --remote HOST:PORT: give it, or leave them")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import tyro
 
 from orchestrator.assembly import SessionConfig
-from orchestrator.encoder_training import EncoderTrainingConfig
-from orchestrator.errors import ConfigError
+from orchestrator.encoder_training import CUT_BEFORE_HEAD, EncoderTrainingConfig
+from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.network import NetworkConfig
 from orchestrator.privacy.dp import DpConfig
+from orchestrator.privacy.guarantee import COVERS_ALL
+from orchestrator.settings.remote import RemoteSettings
 from orchestrator.settings.shared import DataSettings, RuntimeSettings
 from orchestrator.settings.task_privacy import TaskPrivacySettings
+
+NOISY_HEADS: Final = COVERS_ALL - CUT_BEFORE_HEAD
+"""Modes in which heads learn under the noise, so that phase 1 of --algorithm input trains every task."""
 
 _INLINE = tyro.conf.arg(name="")
 
@@ -42,6 +47,10 @@ class TrainSettings:
     task_privacy: Annotated[TaskPrivacySettings, _INLINE] = TaskPrivacySettings()
     encoder: EncoderTrainingConfig = EncoderTrainingConfig()
     training: Annotated[SessionConfig, _INLINE] = SessionConfig()
+    remote: Annotated[RemoteSettings, _INLINE] = RemoteSettings()
+    remote_tasks: tuple[str, ...] = ()
+    """With --remote: the tasks, as A,B,C, whose tenants train elsewhere; the others are hosted. Default: all of
+    --tasks."""
     seed: int = 0
     """Of initial weights, batches and mirroring. DP's noise comes from the operating system (see --noise-seed)."""
     resume: bool = False
@@ -74,6 +83,7 @@ class TrainSettings:
             )
         if self.algorithm == "task" and self.phase != "all":
             raise ConfigError("--algorithm task trains encoder and tasks together: leave --phase out")
+        self._check_remote()
         if self.dp.epsilon is None and self.dp.dp_mode not in {"surrogate_then_freeze", "encoder_only_paper"}:
             raise ConfigError(f"--dp-mode {self.dp.dp_mode} trains with differential privacy: give --epsilon")
         if self.algorithm == "input" and self.dp.epsilon is None:
@@ -84,3 +94,32 @@ class TrainSettings:
             raise ConfigError("--algorithm input has no privacy between tasks: choose --algorithm both or task")
         if self.algorithm == "input" and self.task_privacy.dissimilarity.omega > 0:
             raise ConfigError("--algorithm input has no dissimilarity term: give --omega 0, or choose --algorithm both")
+
+    @property
+    def wholly_private(self) -> bool:
+        """Whether encoder, modules and heads of all tasks are trained at once, under the noise."""
+        return self.algorithm == "input" and self.dp.dp_mode in NOISY_HEADS
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """The tasks whose tenants train their heads in processes of their own."""
+        if self.remote.remote is None:
+            return ()
+        return self.remote_tasks or self.tasks
+
+    def _check_remote(self) -> None:
+        """Raise `ConfigError` where a tenant elsewhere would have nothing to train, or was not sold anything."""
+        if self.remote_tasks and self.remote.remote is None:
+            raise ConfigError("--remote-tasks are waited for at an address: give --remote HOST:PORT, or leave them out")
+        for task in self.remote_tasks:
+            if task not in self.tasks:
+                raise UnknownNameError("task of --tasks", task, self.tasks)
+        if self.remote.remote is None:
+            return
+        if self.phase == "encoder":
+            raise ConfigError("--phase encoder trains no tenant's head: leave --remote out")
+        if self.wholly_private:
+            raise ConfigError(
+                f"--algorithm input with --dp-mode {self.dp.dp_mode} trains the heads at the producer: leave --remote "
+                "out"
+            )

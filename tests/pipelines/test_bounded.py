@@ -293,7 +293,8 @@ def test_a_task_that_answers_with_a_map_is_added_in_bits_an_image_cell_by_cell_a
     assert record.spec.shape == (1, 16, 16) and record.head_config["kind"] == "map"
     assert record.head_config["feature_shape"] == [2, 4, 4] and record.metrics["psnr"] > 5
     written = tmp_path / "thumbnail.onnx"
-    assert execute("ExportHeadSettings", export_head.run, ["thumbnail", "--out", str(written)], prog="export_head") == 0
+    exports, flags = "orchestrator.settings.export_head:ExportHeadSettings", ["thumbnail", "--out", str(written)]
+    assert execute(exports, export_head.run, flags, prog="export_head.py") == 0
     card = Head.load(written).card
     assert (card.feature_shape, card.answer_shape, card.classes) == ((2, 4, 4), (1, 16, 16), ())
     out = tmp_path / "out"

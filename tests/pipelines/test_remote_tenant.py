@@ -43,6 +43,9 @@ ADD = ["--device", "cpu", "--threads", "1", "--epochs", "2", "--batch-size", "32
 EPOCH = re.compile(r"glasses: loss ([\d.]+), validation accuracy ([\d.]+)")
 
 
+EXPORTS = "orchestrator.settings.export_head:ExportHeadSettings"
+
+
 def run_add(*flags: str) -> int:
     return execute("orchestrator.settings.add_task:AddTaskSettings", add_task.run, [*ADD, *flags], prog="add_task.py")
 
@@ -110,25 +113,49 @@ def test_a_remote_tenant_ends_where_a_hosted_one_does_and_keeps_its_head(home, w
     # what the operator has is the hosted head, and not the other
     written = tmp_path / "head.onnx"
     flags = ["glasses", "--encoder-version", "1", "--out", str(written)]
-    assert (
-        execute("orchestrator.settings.export_head:ExportHeadSettings", export_head.run, flags, prog="export_head.py")
-        == 0
-    )
+    assert execute(EXPORTS, export_head.run, flags, prog="export_head.py") == 0
     z = np.random.default_rng(0).standard_normal((3, *Head.load(written).card.feature_shape)).astype(np.float32)
     np.testing.assert_allclose(Head.load(written).logits(z), Head.load(path).logits(z), atol=1e-5)
     capsys.readouterr()
     flags = ["glasses", "--encoder-version", "2", "--out", str(written)]
-    assert (
-        execute("orchestrator.settings.export_head:ExportHeadSettings", export_head.run, flags, prog="export_head.py")
-        == 2
-    )
+    assert execute(EXPORTS, export_head.run, flags, prog="export_head.py") == 2
     assert "keeps its head" in capsys.readouterr().err
     flags = ["who", "--encoder-version", "1", "--out", str(written)]
-    assert (
-        execute("orchestrator.settings.export_head:ExportHeadSettings", export_head.run, flags, prog="export_head.py")
-        == 2
-    )
+    assert execute(EXPORTS, export_head.run, flags, prog="export_head.py") == 2
     assert "does not leave the producer" in capsys.readouterr().err
+
+
+def test_of_tasks_that_train_side_by_side_one_may_be_elsewhere(home, write_parquet, tmp_path, token, capsys):
+    flags = ["--data", write_parquet(), "--private", "who", "--tasks", "pose,glasses"]
+    flags += ["--algorithm", "task", "--epsilon", "None"]
+    assert run_train(*flags) == 0
+    port = free_port()
+    command = [sys.executable, "-c", TENANT]
+    tenant = start_tenant(tmp_path / "tenant", f"http://127.0.0.1:{port}", token, command, PYTHONPATH=str(ROOT))
+    elsewhere = ["--remote", f"127.0.0.1:{port}", "--remote-tasks", "glasses", "--remote-patience-s", "60"]
+    assert run_train(*flags, *elsewhere) == 0
+    _, err = tenant.communicate(timeout=120)
+    assert tenant.returncode == 0, err
+    hosted, mixed = catalog(home).tasks("1"), catalog(home).tasks("2")
+    assert mixed["glasses"].head_config is None
+    assert mixed["pose"].head_config is not None
+    assert {task: record.metrics for task, record in mixed.items()} == {t: r.metrics for t, r in hosted.items()}
+    (path,) = (tmp_path / "tenant" / "heads" / "glasses").glob("*.onnx")
+    assert Head.load(path).card.version.startswith(f"{mixed['glasses'].version}-")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--remote-tasks", "pose"], "give --remote HOST:PORT"),
+        (["--remote", "127.0.0.1:0", "--remote-tasks", "nothing"], "no task of --tasks named 'nothing'; known: pose"),
+        (["--remote", "127.0.0.1:0", "--phase", "encoder"], "trains no tenant's head"),
+        (["--remote", "127.0.0.1:0", "--algorithm", "input", "--dp-mode", "whole", "--omega", "0"], "trains the heads"),
+    ],
+)
+def test_a_tenant_elsewhere_that_has_nothing_to_train_is_refused(home, write_parquet, capsys, flags, told):
+    assert run_train("--data", write_parquet(), "--private", "who", "--tasks", "pose", "--epsilon", "8", *flags) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow
