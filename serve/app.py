@@ -1,17 +1,16 @@
 """The Ray Serve shell: one app per task, and an optional app per encoder.
 
-Plain classes do the work (`serve.service`, `serve.model`); what is here is batching, health and arguments. A replica is
-made from plain values, loads everything itself, and refuses to start as another version than the one it is to be.
+Plain classes do the work (`serve.service`, `serve.model`, `serve.batches`); what is here is health and arguments. A
+replica is made from plain values, loads everything itself, and refuses to start as another version than the one it is
+to be.
 """
 
 import asyncio
 import os
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -30,11 +29,11 @@ from serve.arguments import (
     ENDPOINT,
     CatalogArgs,
     EncoderArgs,
-    ReplicaArgs,
     TaskArgs,
     VersionArgs,
     encoder_app_name,
 )
+from serve.batches import Batches
 from serve.leakage import measured
 from serve.metrics import RayMeter
 from serve.model import EncoderFeatures, EncoderModel, Features, ModuleModel
@@ -44,38 +43,11 @@ from serve.tenants.gate import Gate
 from serve.traffic import Meters, TrafficMeter, traffic_folder
 from tasks.datasets.table import ImageArray
 
-_STUCK_S: Final = 60.0
-"""A batch that takes longer has not only many images."""
 _REMEMBERED: Final = 256
 """u of so many images, while the other tasks ask for it too."""
 
-T = TypeVar("T")
-
-
-class Worker:
-    """The one thread of a replica that computes, and since when it has been at it."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._since: float | None = None
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, computed in that thread."""
-
-        def timed() -> T:
-            self._since = time.monotonic()
-            try:
-                return work()
-            finally:
-                self._since = None
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
-
-    def check(self) -> None:
-        """Raise where it has been at one batch for too long: Serve then replaces the replica."""
-        since = self._since
-        if since is not None and time.monotonic() - since > _STUCK_S:
-            raise RuntimeError(f"a batch has been computing for more than {_STUCK_S:g} s")
+_Job: TypeAlias = tuple[int, Any, bytes]
+"""Place of the version, pixels or u, digest of the image."""
 
 
 class TaskEndpoint:
@@ -84,7 +56,7 @@ class TaskEndpoint:
     def __init__(self, args: TaskArgs, encoders: dict[str, str] | None = None) -> None:
         """``encoders``: name of the app of each shared encoder, by version."""
         catalog = _open(args.source)
-        self._worker, self._modules = Worker(), list[ModuleModel]()
+        self._modules = list[ModuleModel]()
         self._encoders: list[EncoderModel | DeploymentHandle[Any]] = []
         lanes = [self._lane(catalog, args, version, encoders) for version in args.versions()]
         key = noise_key_path(Path(args.source.storage), args.source.catalog)
@@ -105,7 +77,12 @@ class TaskEndpoint:
                 if version.evaluation is not None
             },
         )
-        _set_batching(self._batched, args.replicas)
+        self._jobs = Batches(
+            self._computed,
+            name="inference",
+            max_batch=args.replicas.max_batch,
+            wait_s=args.replicas.batch_wait_s,
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._service)
@@ -113,7 +90,7 @@ class TaskEndpoint:
     def check_health(self) -> None:
         """Whether the stream can be read and nothing is stuck."""
         self._store.bounds()
-        self._worker.check()
+        self._jobs.check()
 
     def identity(self) -> dict[str, Any]:
         """Which process this is, and what it serves: for the operator, by handle only."""
@@ -148,18 +125,11 @@ class TaskEndpoint:
             given: ImageArray | EncoderFeatures = pixels
             if isinstance(encoder, DeploymentHandle):
                 given = await encoder.encode.remote(pixels, digest)
-            found: Any = await self._batched((place, given, digest))
-            if isinstance(found, Exception):
-                raise found
-            return cast("Features", found)
+            return await self._jobs.do((place, given, digest))
 
         return Lane(module=module, infer=infer)
 
-    @ray_serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)
-    async def _batched(self, jobs: list[tuple[int, Any, bytes]]) -> list[Any]:
-        return await self._worker.run(lambda: self._computed(jobs))
-
-    def _computed(self, jobs: list[tuple[int, Any, bytes]]) -> list[Any]:
+    def _computed(self, jobs: list[_Job]) -> list[Features | Exception]:
         found: list[Any] = [None] * len(jobs)
         for place in {job[0] for job in jobs}:
             of_place = [i for i, job in enumerate(jobs) if job[0] == place]
@@ -168,7 +138,7 @@ class TaskEndpoint:
                 found[i] = z
         return found
 
-    def _features(self, place: int, jobs: Sequence[tuple[int, Any, bytes]]) -> list[Any]:
+    def _features(self, place: int, jobs: Sequence[_Job]) -> list[Features | Exception]:
         """One feature, or error, a job."""
         module, encoder = self._modules[place], self._encoders[place]
         given, digests = np.stack([job[1] for job in jobs]), ImageDigests(tuple(job[2] for job in jobs))
@@ -194,15 +164,19 @@ class SharedEncoder:
         self._encoder = EncoderModel.load(
             catalog, args.encoder_version, device=source.device, arithmetic=source.arithmetic
         )
-        self._worker = Worker()
         self._known: OrderedDict[bytes, asyncio.Future[EncoderFeatures]] = OrderedDict()
         self._encoded = 0
-        _set_batching(self._batched, args.replicas)
+        self._jobs = Batches(
+            self._batch,
+            name="inference",
+            max_batch=args.replicas.max_batch,
+            wait_s=args.replicas.batch_wait_s,
+        )
 
     async def encode(self, pixels: ImageArray, digest: bytes) -> EncoderFeatures:
         """(C, H, W) of one image, from memory if another task just asked."""
         if digest not in self._known:
-            self._known[digest] = asyncio.ensure_future(self._batched(pixels))
+            self._known[digest] = asyncio.ensure_future(self._jobs.do(pixels))
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         future = self._known[digest]
@@ -219,12 +193,11 @@ class SharedEncoder:
 
     def check_health(self) -> None:
         """Whether nothing is stuck."""
-        self._worker.check()
+        self._jobs.check()
 
-    @ray_serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)
-    async def _batched(self, images: list[ImageArray]) -> list[EncoderFeatures]:
+    def _batch(self, images: list[ImageArray]) -> list[EncoderFeatures]:
         self._encoded += len(images)
-        return list(await self._worker.run(lambda: self._encoder.encode(np.stack(images))))
+        return list(self._encoder.encode(np.stack(images)))
 
 
 def task_app(args: TaskArgs) -> Application:
@@ -252,9 +225,3 @@ def _open(source: CatalogArgs) -> Catalog:
     """The catalog; the process computes with so many threads from now on."""
     torch.set_num_threads(source.threads)
     return Catalog(source.tracking_uri, source.catalog)
-
-
-def _set_batching(batched: Any, replicas: ReplicaArgs) -> None:
-    """Of a method under `ray.serve.batch`."""
-    batched.set_max_batch_size(replicas.max_batch)
-    batched.set_batch_wait_timeout_s(replicas.batch_wait_s)

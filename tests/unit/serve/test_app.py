@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import numpy as np
 import pytest
@@ -84,24 +83,6 @@ def test_one_image_without_a_feature_does_not_spoil_the_batch(shop, monkeypatch)
         np.testing.assert_allclose(z, wanted, atol=2**-9 * float(np.abs(wanted).max()))
 
 
-def test_a_replica_whose_batch_does_not_end_is_unhealthy(monkeypatch):
-    from serve import app
-
-    worker = app.Worker()
-    monkeypatch.setattr(app, "_STUCK_S", 0.1)
-
-    async def scenario():
-        task = asyncio.create_task(worker.run(lambda: time.sleep(0.4)))
-        worker.check()
-        await asyncio.sleep(0.25)
-        with pytest.raises(RuntimeError, match="a batch has been computing"):
-            worker.check()
-        await task
-        worker.check()
-
-    asyncio.run(scenario())
-
-
 def test_serve_is_told_what_a_replica_costs_and_where_it_runs():
     fixed = ReplicaArgs(num_cpus=0.3, min_replicas=2, max_replicas=2).options()
     assert fixed["num_replicas"] == 2 and "autoscaling_config" not in fixed
@@ -126,7 +107,7 @@ def test_a_shared_encoder_encodes_an_image_once_for_all_who_ask(shop, monkeypatc
         await asyncio.sleep(0.05)
         return encoder._encoder.encode(pixels[None])[0]
 
-    monkeypatch.setattr(encoder, "_batched", batched)
+    monkeypatch.setattr(encoder._jobs, "do", batched)
     one, two = digit_images(2)
 
     async def scenario():
@@ -150,7 +131,7 @@ def test_a_shared_encoder_that_failed_for_an_image_tries_again(shop, monkeypatch
             raise answer
         return answer
 
-    monkeypatch.setattr(encoder, "_batched", batched)
+    monkeypatch.setattr(encoder._jobs, "do", batched)
 
     async def scenario():
         with pytest.raises(NonFiniteFeatureError):

@@ -1,0 +1,145 @@
+"""Jobs that are done together: nobody waits for others to come, and what came meanwhile is one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from serve import batches
+from serve.batches import Batches
+
+
+class Gauge:
+    """Squares numbers, once it may, and remembers what came together."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.may, self.began = threading.Event(), threading.Event()
+
+    def squares(self, numbers: list[int]) -> list[int | Exception]:
+        self.batches.append(numbers)
+        self.began.set()
+        assert self.may.wait(10)
+        return [ValueError(n) if n < 0 else n * n for n in numbers]
+
+
+async def began(gauge: Gauge) -> None:
+    assert await asyncio.to_thread(gauge.began.wait, 10)
+
+
+def test_what_came_while_a_batch_was_computed_is_the_next_and_no_larger_than_it_may_be():
+    gauge = Gauge()
+    jobs = Batches(gauge.squares, name="test", max_batch=4)
+
+    async def scenario() -> list[int]:
+        first = asyncio.create_task(jobs.do(1))
+        await began(gauge)
+        others = [asyncio.create_task(jobs.do(n)) for n in range(2, 8)]
+        await asyncio.sleep(0)
+        gauge.may.set()
+        return list(await asyncio.gather(first, *others))
+
+    assert asyncio.run(scenario()) == [n * n for n in range(1, 8)]
+    assert gauge.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+def test_a_job_that_comes_alone_is_begun_at_once_again_and_again():
+    gauge = Gauge()
+    gauge.may.set()
+    jobs = Batches(gauge.squares, name="test", max_batch=4)
+
+    async def scenario() -> None:
+        for n in range(50):
+            assert await jobs.do(n) == n * n
+
+    asyncio.run(scenario())
+    assert gauge.batches == [[n] for n in range(50)]
+
+
+def test_many_loops_are_each_told_their_own():
+    gauge = Gauge()
+    gauge.may.set()
+    jobs = Batches(gauge.squares, name="test", max_batch=4)
+    found: dict[int, int] = {}
+
+    async def ask(base: int) -> None:
+        for n in range(base, base + 100):
+            found[n] = await jobs.do(n)
+
+    threads = [threading.Thread(target=lambda base=base: asyncio.run(ask(base))) for base in (0, 1000, 2000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 300 and all(square == n * n for n, square in found.items())
+
+
+def test_a_batch_may_be_given_time_to_fill_and_is_begun_when_it_is_full():
+    gauge = Gauge()
+    gauge.may.set()
+    jobs = Batches(gauge.squares, name="test", max_batch=3, wait_s=30)
+
+    async def scenario() -> None:
+        await asyncio.wait_for(asyncio.gather(*(jobs.do(n) for n in range(3))), 10)
+
+    asyncio.run(scenario())
+    assert gauge.batches == [[0, 1, 2]]
+    patient = Batches(gauge.squares, name="test", max_batch=3, wait_s=0.01)
+    assert asyncio.run(patient.do(5)) == 25
+
+
+def test_an_error_is_that_of_its_job_and_what_the_work_raises_is_everybodys():
+    gauge = Gauge()
+    gauge.may.set()
+
+    async def all_of(jobs: Batches[int, int]) -> list[int | BaseException]:
+        return await asyncio.gather(jobs.do(2), jobs.do(-1), return_exceptions=True)
+
+    two, bad = asyncio.run(all_of(Batches(gauge.squares, name="test", max_batch=2)))
+    assert two == 4 and isinstance(bad, ValueError)
+
+    def broken(numbers: list[int]) -> list[int]:
+        raise OSError("no")
+
+    jobs = Batches(broken, name="test", max_batch=2)
+    for _ in range(2):  # the thread goes on
+        assert all(isinstance(found, OSError) for found in asyncio.run(all_of(jobs)))
+
+
+def test_who_gives_up_does_not_disturb_the_others():
+    gauge = Gauge()
+    jobs = Batches(gauge.squares, name="test", max_batch=4)
+
+    async def scenario() -> list[int]:
+        first = asyncio.create_task(jobs.do(1))
+        await began(gauge)
+        given_up, kept = asyncio.create_task(jobs.do(2)), asyncio.create_task(jobs.do(3))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        gauge.may.set()
+        return list(await asyncio.gather(first, kept))
+
+    assert asyncio.run(scenario()) == [1, 9]
+    assert gauge.batches == [[1], [3]]
+
+
+def test_a_thread_that_is_at_one_batch_for_too_long_is_stuck(monkeypatch):
+    monkeypatch.setattr(batches, "_STUCK_S", 0.1)
+    gauge = Gauge()
+    jobs = Batches(gauge.squares, name="test", max_batch=1)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(jobs.do(1))
+        await began(gauge)
+        jobs.check()
+        time.sleep(0.15)
+        with pytest.raises(RuntimeError, match="a batch has been computing"):
+            jobs.check()
+        gauge.may.set()
+        await task
+        jobs.check()
+
+    asyncio.run(scenario())
