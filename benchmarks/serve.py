@@ -154,6 +154,7 @@ def others(home: Path, environment: dict[str, str]) -> Iterator[dict[str, int]]:
 @contextlib.contextmanager
 def this(home: Path, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
     """(port, token of a device)."""
+    from serve.tenants.gate import Places
     from serve.tenants.registry import Registry
 
     port = free_port()
@@ -163,7 +164,7 @@ def this(home: Path, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
     }
     deploy = str(ROOT / "pipelines" / "deploy.py")
-    with Registry(home / "tenants.db") as registry:
+    with Registry(Places.in_storage(home).registry) as registry:
         token = registry.add("camera", "device").token.text
         registry.grant("camera", TASK)
     try:
