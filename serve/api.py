@@ -5,14 +5,15 @@ may be. An error says what is wrong with the request, and nothing of the server.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -42,7 +43,6 @@ def build_api(service: TaskService) -> FastAPI:
     )
     answers = _Answers(service)
 
-    @api.post("/features", **FEATURES, openapi_extra=IMAGE, summary="Publish an image's feature")
     async def publish(request: Request) -> Response:
         async def answer(admission: Admission) -> Response:
             form = _form(request)
@@ -53,6 +53,16 @@ def build_api(service: TaskService) -> FastAPI:
             return _page(page)
 
         return await answers.to(request, "publish", answer, features=1)
+
+    api.router.add_api_route(
+        "/features",
+        publish,
+        methods=["POST"],
+        **FEATURES,
+        openapi_extra=IMAGE,
+        summary="Publish an image's feature",
+        route_class_override=_PlainRoute,
+    )
 
     @api.get("/features/latest", **NOTHING_NEW, summary="The newest feature")
     async def latest(request: Request, version: Version = None) -> Response:
@@ -141,6 +151,14 @@ def schema_of(api: FastAPI, root_path: str) -> dict[str, Any]:
     return with_security(found)
 
 
+class _PlainRoute(APIRoute):
+    """Of an endpoint that takes the request as it is: there is nothing that FastAPI should look for in it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint itself."""
+        return cast("Callable[[Request], Coroutine[Any, Any, Response]]", self.endpoint)
+
+
 class _Answers:
     """One way for every request: admitted, answered, counted, written down."""
 
@@ -157,9 +175,8 @@ class _Answers:
             response = Response(status_code=_GONE)
         except Exception as error:
             response = response_to(problem_of(error))
-        if admission is not None:
-            detail = response.headers.get("X-Features", "")
-            await self._service.audit(admission, verb, response.status_code, detail)
+        if admission is not None and not isinstance(response, _Released):
+            await self._service.audit(admission, verb, response.status_code)
         self._service.meter.request(
             tenant="" if admission is None else admission.tenant,
             task=self._service.task,
@@ -177,13 +194,18 @@ def _form(request: Request) -> Form:
     return Form.of(request.headers.get("accept", ""), request.headers.get("accept-encoding", ""))
 
 
+class _Released(Response):
+    """A page of features, which was written down where it was released."""
+
+    def __init__(self, page: Page) -> None:
+        told = {"Vary": "Accept, Accept-Encoding", "X-Features": page.numbers}
+        super().__init__(page.body, headers={**_HEADERS, **page.headers, **told})
+
+
 def _page(page: Page | None) -> Response:
     if page is None:
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=_HEADERS)
-    numbers = f"{page.first}-{page.last} of version {page.version}"
-    return Response(
-        page.body, headers={**_HEADERS, **page.headers, "Vary": "Accept, Accept-Encoding", "X-Features": numbers}
-    )
+    return _Released(page)
 
 
 async def _until_refused(bodies: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

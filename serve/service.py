@@ -1,7 +1,8 @@
 """What one task's endpoint does, whatever carries HTTP and whatever runs the network: admit, infer, charge, release.
 
-Nothing is released before it is charged, and nothing is done before the gate has admitted it. Calls of the gate and of
-the store wait for a disk, so they run in threads.
+Nothing is released before it is charged, and nothing is done before the gate has admitted it. What writes to a disk, or
+takes longer than a thread takes to be woken, runs in threads. What devices publish is charged, stored and written down
+by one of them, all that is there at once: the disk is asked as often for ten images as for one.
 
 Axes: N features, C channels, H and W.
 """
@@ -12,6 +13,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,12 +23,13 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import DataError
 from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey, release_digests
+from serve.batches import Batches
 from serve.codec import CodecError, Encoding, Precision, compress, encode, media_type, negotiate
 from serve.model import MAX_PIXELS, ModuleModel
 from serve.ports import Infer, Meter
 from serve.problems import Problem, busy, no_such_task
-from serve.streams import FeatureStore, StoredFeature, VersionTerms
-from serve.tenants.gate import Admission, Gate, Verb
+from serve.streams import FeatureStore, NewFeature, StoredFeature, VersionTerms
+from serve.tenants.gate import Admission, Denial, Gate, Verb
 
 STREAM_TYPE: Final = "application/x-safetensors-stream"
 LATEST: Final = "latest"
@@ -34,6 +37,8 @@ LATEST: Final = "latest"
 _POLL_S: Final = 0.05
 """How often a waiting reader looks at the store: another replica may have published."""
 _LENGTH_BYTES: Final = 4
+_SMALL_BYTES, _SMALL_PIXELS = 32 << 10, 64 * 64
+"""An image that is no larger is decoded in the time that it takes to wake a thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +139,24 @@ class Page:
     features: int
 
     @property
+    def numbers(self) -> str:
+        """Which features of the stream they are, in words."""
+        return f"{self.first}-{self.last} of version {self.version}"
+
+    @property
     def headers(self) -> dict[str, str]:
         """Of the response."""
         headers = {"Content-Type": media_type(self.form.precision), "X-Feature-Version": self.version}
         return headers if self.form.encoding == "identity" else {**headers, "Content-Encoding": self.form.encoding}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Publication:
+    """A feature that a device is about to be told."""
+
+    admission: Admission
+    form: Form
+    new: NewFeature
 
 
 class TaskService:
@@ -158,17 +177,21 @@ class TaskService:
         """``leakage`` is what was measured, by version; ``noise_key`` belongs to bounded features, of any version."""
         self.task, self.lanes, self.limits, self.meter = task, lanes, limits, meter
         self._store, self._gate, self._key, self._leakage = store, gate, noise_key, leakage or {}
+        self._publications = Batches(self._publish_all, name="publications", max_batch=limits.max_inflight)
         self._inflight = 0
         for lane in lanes.all():
             store.remember(_terms(lane.module))
 
     async def admit(self, authorization: str | None, verb: Verb, *, features: int = 0) -> Admission:
         """Let a request in. Raises `Refused`."""
-        return await asyncio.to_thread(self._gate.admit, authorization, task=self.task, verb=verb, features=features)
+        decided = self._gate.decide(authorization, task=self.task, verb=verb, features=features)
+        if isinstance(decided, Denial):
+            raise await asyncio.to_thread(self._gate.write_down, decided)
+        return decided
 
-    async def audit(self, admission: Admission, verb: Verb, outcome: int, detail: str = "") -> None:
-        """Write down what came of it."""
-        await asyncio.to_thread(self._gate.audit, admission, task=self.task, verb=verb, outcome=outcome, detail=detail)
+    async def audit(self, admission: Admission, verb: Verb, outcome: int) -> None:
+        """Write down what came of it, unless features were released: whoever released them wrote it down."""
+        await asyncio.to_thread(self._gate.audit, admission, task=self.task, verb=verb, outcome=outcome)
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
@@ -185,7 +208,7 @@ class TaskService:
 
     async def _published(self, admission: Admission, form: Form, image: bytes) -> Page:
         lane = self.lanes.lane_of(image)
-        pixels, digest = await asyncio.to_thread(self._decoded, lane, image)
+        pixels, digest = await self._decoded(lane, image)
         z = None
         if lane.module.release is not None and not lane.module.release.fresh:
             # What is sampled once is not sampled again: the last digit of s may differ from one batch to another.
@@ -196,23 +219,27 @@ class TaskService:
                     z = await lane.infer(pixels, digest)
             except TimeoutError:
                 raise busy() from None
-        return await asyncio.to_thread(self._append, admission, form, lane, digest, z)
+        new = NewFeature(version=lane.version, image=digest, z=z)
+        return await self._publications.do(_Publication(admission=admission, form=form, new=new))
 
-    def _decoded(self, lane: Lane, image: bytes) -> tuple[NDArray[np.uint8], bytes]:
-        try:
-            pixels = lane.module.pixels(image, max_pixels=self.limits.max_pixels)
-        except DataError as error:
-            title = "the body is no image that can be used"
-            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, title, str(error)) from None
-        return pixels, ImageDigests.of(pixels[None]).sha256[0]
+    async def _decoded(self, lane: Lane, image: bytes) -> tuple[NDArray[np.uint8], bytes]:
+        if len(image) <= _SMALL_BYTES:
+            with suppress(Problem):  # too many pixels for here, or none at all: said below
+                return _decoded(lane, image, min(_SMALL_PIXELS, self.limits.max_pixels))
+        return await asyncio.to_thread(_decoded, lane, image, self.limits.max_pixels)
 
-    def _append(self, admission: Admission, form: Form, lane: Lane, digest: bytes, z_CHW: NDArray[np.float32]) -> Page:
-        # The producer's own device has the image: it is told nothing, so no bits are spent. Readers spend them.
-        admission.charge((), lane.version, None, False, 1)
-        now_ms = int(time.time() * 1000)
-        (sequence,) = self._store.append(lane.version, [digest], z_CHW[None])
-        stored = StoredFeature(sequence=sequence, time_ms=now_ms, version=lane.version, image=digest, z=z_CHW)
-        return self._released(admission, form, [stored])
+    def _publish_all(self, publications: list[_Publication]) -> list[Page | Exception]:
+        """Charge each of them; then store and write down together what could be charged."""
+        refused = [_refused(one) for one in publications]
+        charged = [one for one, error in zip(publications, refused, strict=True) if error is None]
+        stored = self._store.append_all([one.new for one in charged])
+        oldest, _ = self._store.bounds()
+        pages = [
+            self._page(one.admission, one.form, [feature], oldest) for one, feature in zip(charged, stored, strict=True)
+        ]
+        self._gate.audit_releases([(one.admission, page.numbers) for one, page in zip(charged, pages, strict=True)])
+        told = iter(pages)
+        return [next(told) if error is None else error for error in refused]
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -226,7 +253,7 @@ class TaskService:
         """The next features after a number, of one version; None if none has come within ``wait_s``."""
         deadline = time.monotonic() + min(wait_s, self.limits.max_wait_s)
         while True:
-            page = await asyncio.to_thread(self._after, admission, form, sequence, limit, version)
+            page = await asyncio.to_thread(self._written_after, admission, form, sequence, limit, version)
             if page is not None or time.monotonic() >= deadline:
                 return page
             await asyncio.sleep(_POLL_S)
@@ -255,7 +282,13 @@ class TaskService:
 
     def _latest(self, admission: Admission, form: Form, version: str | None) -> Page | None:
         found = self._store.latest(self._checked(version))
-        return None if found is None else self._charged(admission, form, [found])
+        return None if found is None else self._written(admission, self._charged(admission, form, [found]))
+
+    def _written_after(
+        self, admission: Admission, form: Form, sequence: int, limit: int, version: str | None
+    ) -> Page | None:
+        page = self._after(admission, form, sequence, limit, version)
+        return None if page is None else self._written(admission, page)
 
     def _after(self, admission: Admission, form: Form, sequence: int, limit: int, version: str | None) -> Page | None:
         found = self._store.after(sequence, min(limit, self.limits.max_page), self._checked(version))
@@ -273,10 +306,15 @@ class TaskService:
                 self._key, tenant=admission.tenant, task=self.task, version=terms.noise_version, images=images
             )
         admission.charge(digests, terms.version, terms.bits, False, len(found))
-        return self._released(admission, form, found)
-
-    def _released(self, admission: Admission, form: Form, found: Sequence[StoredFeature]) -> Page:
         oldest, _ = self._store.bounds()
+        return self._page(admission, form, found, oldest)
+
+    def _written(self, admission: Admission, page: Page) -> Page:
+        """In the audit log."""
+        self._gate.audit_releases([(admission, page.numbers)])
+        return page
+
+    def _page(self, admission: Admission, form: Form, found: Sequence[StoredFeature], oldest: int) -> Page:
         first, last, version = found[0].sequence, found[-1].sequence, found[0].version
         arrays: dict[str, NDArray[Any]] = {
             "z": np.stack([feature.z for feature in found]),
@@ -306,6 +344,26 @@ class TaskService:
         if not self._store.knows(version):
             raise no_such_task()
         return version
+
+
+def _decoded(lane: Lane, image: bytes, max_pixels: int) -> tuple[NDArray[np.uint8], bytes]:
+    """(pixels, digest) of an encoded image. Raises `Problem`."""
+    try:
+        pixels = lane.module.pixels(image, max_pixels=max_pixels)
+    except DataError as error:
+        title = "the body is no image that can be used"
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, title, str(error)) from None
+    return pixels, ImageDigests.of(pixels[None]).sha256[0]
+
+
+def _refused(one: _Publication) -> Exception | None:
+    """Charge for it; why it may not be told, if it may not."""
+    try:
+        # The producer's own device has the image: it is told nothing, so no bits are spent. Readers spend them.
+        one.admission.charge((), one.new.version, None, False, 1)
+    except Exception as error:
+        return error
+    return None
 
 
 def _release_of(feature: StoredFeature, *, fresh: bool) -> bytes:

@@ -72,6 +72,17 @@ class RingLimits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NewFeature:
+    """One that is to be published."""
+
+    version: str
+    image: bytes = field(repr=False)
+    """As of `StoredFeature`."""
+    z: NDArray[np.float32] = field(repr=False)
+    """(C, H, W)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFeature:
     """One feature of the stream."""
 
@@ -115,20 +126,27 @@ class FeatureStore(SharedLedgerFile):
         super().__init__(path)
 
     def append(self, version: str, images: Sequence[bytes], z_NCHW: NDArray[np.float32]) -> list[int]:
-        """Add one feature an image, and return their sequence numbers. Raises `LedgerError` if it cannot be written."""
-        now = int(self._clock() * 1000)
+        """`append_all` of one version: the sequence numbers."""
+        new = [NewFeature(version=version, image=image, z=z) for image, z in zip(images, z_NCHW, strict=True)]
+        return [feature.sequence for feature in self.append_all(new)]
+
+    def append_all(self, new: Sequence[NewFeature]) -> list[StoredFeature]:
+        """Add them all, or none. Raises `LedgerError` if they cannot be written."""
+        now, stored = int(self._clock() * 1000), []
         rows = [
-            (now, version, image, json.dumps(z.shape), np.ascontiguousarray(z, dtype="<f4").tobytes())
-            for image, z in zip(images, z_NCHW, strict=True)
+            (now, one.version, one.image, json.dumps(one.z.shape), np.ascontiguousarray(one.z, dtype="<f4").tobytes())
+            for one in new
         ]
-        numbers = []
         with self._transaction() as db:
-            for row in rows:
+            for one, row in zip(new, rows, strict=True):
                 done = db.execute("INSERT INTO features (time_ms, version, image, shape, z) VALUES (?,?,?,?,?)", row)
-                numbers.append(int(done.lastrowid or 0))
-            if any(number % _PRUNE_EVERY == 0 for number in numbers):
-                self._prune(db, now, max(numbers), len(rows[-1][-1]))
-        return numbers
+                number = int(done.lastrowid or 0)
+                stored.append(
+                    StoredFeature(sequence=number, time_ms=now, version=one.version, image=one.image, z=one.z)
+                )
+            if any(feature.sequence % _PRUNE_EVERY == 0 for feature in stored):
+                self._prune(db, now, stored[-1].sequence, len(rows[-1][-1]))
+        return stored
 
     def remember(self, terms: VersionTerms) -> None:
         """Note a version before its first feature. Raises `LedgerError` if it was known under other terms."""

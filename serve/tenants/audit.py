@@ -14,8 +14,9 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +45,20 @@ _SCHEMA: Final = (
     BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END""",
 )
 _COLUMNS: Final = "number, at, tenant, token, task, verb, outcome, detail"
+_values: Final = attrgetter(*_COLUMNS.split(", "))
+"""Of a line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditEntry:
+    """What is to be written: see `AuditLine`."""
+
+    tenant: str
+    token: str
+    task: str
+    verb: str
+    outcome: int
+    detail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,16 +115,23 @@ class AuditLog(SharedLedgerFile):
         self._clock = clock
 
     def write(self, *, tenant: str, token: str, task: str, verb: str, outcome: int, detail: str) -> None:
-        """Add a line. What is too long is cut off, and what cannot be printed is escaped."""
-        names = {"tenant": tenant, "token": token, "task": task, "verb": verb, "detail": detail}
-        cleaned = {key: _clean(value, _LONGEST[key]) for key, value in names.items()}
+        """`write_all` of one line."""
+        self.write_all([AuditEntry(tenant=tenant, token=token, task=task, verb=verb, outcome=outcome, detail=detail)])
+
+    def write_all(self, entries: Sequence[AuditEntry]) -> None:
+        """Add a line each, or none. What is too long is cut off, and what cannot be printed is escaped."""
+        cleaned = [
+            {key: _clean(getattr(entry, key), longest) for key, longest in _LONGEST.items()} for entry in entries
+        ]
         with self._transaction() as db:
             head = _head(db)
-            line = AuditLine(number=head.lines + 1, at=self._clock(), outcome=int(outcome), **cleaned)
-            db.execute(
-                f"INSERT INTO lines ({_COLUMNS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
-                (*asdict(line).values(), _digest(head.digest, line)),
-            )
+            for entry, texts in zip(entries, cleaned, strict=True):
+                line = AuditLine(number=head.lines + 1, at=self._clock(), outcome=int(entry.outcome), **texts)
+                head = AuditHead(line.number, _digest(head.digest, line))
+                db.execute(
+                    f"INSERT INTO lines ({_COLUMNS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                    (*_values(line), head.digest),
+                )
 
     def lines(self, *, tenant: str | None = None, last: int = 100) -> list[AuditLine]:
         """The newest, oldest of them first."""
@@ -176,7 +198,7 @@ def _head(db: sqlite3.Connection) -> AuditHead:
 
 
 def _digest(before: bytes, line: AuditLine) -> bytes:
-    return hashlib.sha256(before + json.dumps(list(asdict(line).values()), separators=(",", ":")).encode()).digest()
+    return hashlib.sha256(before + json.dumps(_values(line), separators=(",", ":")).encode()).digest()
 
 
 def _clean(text: str, longest: int) -> str:

@@ -19,23 +19,24 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from orchestrator.errors import BitBudgetExceededError, ConfigError, LedgerError
 from orchestrator.privacy.bounded.bit_ledger import BitLedger
-from serve.tenants.audit import AuditLog
+from serve.tenants.audit import AuditEntry, AuditLog
 from serve.tenants.errors import NOT_AUTHENTICATED, NOT_FOUND, SPENT, TOO_MANY, Refused
 from serve.tenants.rates import RateFile
 from serve.tenants.records import NAME, VERBS_OF_ROLE, Role, Standing, Verb
 from serve.tenants.registry import Registry, book_features, standing
 from serve.tenants.tokens import Token
 
-__all__ = ["EVERY_TASK", "Admission", "Gate", "Places", "Refused", "Verb"]
+__all__ = ["EVERY_TASK", "Admission", "Denial", "Gate", "Places", "Refused", "Verb"]
 
 EVERY_TASK: Final = "*"
 """For the verb ``operate``, where no one task is meant: a page of all of them."""
 _LINES_PER_MINUTE: Final = 600
 """Of refusals of one tenant, and of all who are nobody: whoever asks in vain cannot fill the disk."""
+_OK: Final = 200
 _NOBODY: Final = 0
 """Tenants are numbered from 1."""
 
@@ -113,6 +114,17 @@ class Admission:
         self._gate._recheck(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Denial:
+    """A request that is not let in, which `Gate.write_down` has yet to be told of."""
+
+    refusal: Refused
+    task: str
+    verb: str
+    detail: str = ""
+    _known: Standing | None = field(default=None, repr=False)
+
+
 class _Bookings(Registry):
     """The registry as one who only counts features has it open.
 
@@ -164,18 +176,26 @@ class Gate:
         ``features`` is how many features will be asked for, if that is known: refused at once where there is no room.
         Raises `LedgerError` if the registry cannot be read: then nobody may be let in.
         """
+        decided = self.decide(authorization, task=task, verb=verb, features=features)
+        if isinstance(decided, Denial):
+            raise self.write_down(decided)
+        return decided
+
+    def decide(self, authorization: str | None, *, task: str, verb: Verb, features: int = 0) -> Admission | Denial:
+        """As `admit`, for an event loop: it waits for no writer, and a denial is left to `write_down`."""
         if os.getpid() != self._process:
             raise LedgerError("this gate was made by another process: make one in each")
         if (known := self._identify(authorization, task, verb)) is None:
-            self._refuse(Refused.because(NOT_AUTHENTICATED), None, task, verb)
+            return Denial(refusal=Refused.because(NOT_AUTHENTICATED), task=task, verb=verb)
         if known.requests_per_minute is not None:
             wait = self._rates.take(2 * known.tenant_id, known.requests_per_minute)
             if wait is not None:
-                self._refuse(Refused.because(TOO_MANY, wait), known, task, verb)
+                return Denial(refusal=Refused.because(TOO_MANY, wait), task=task, verb=verb, _known=known)
         if not _may(known, task, verb):
-            self._refuse(Refused.because(NOT_FOUND), known, task, verb)
+            return Denial(refusal=Refused.because(NOT_FOUND), task=task, verb=verb, _known=known)
         if not known.has_room_for(features):
-            self._refuse(Refused.because(SPENT), known, task, verb, f"{features} features")
+            detail = f"{features} features"
+            return Denial(refusal=Refused.because(SPENT), task=task, verb=verb, detail=detail, _known=known)
         return Admission(
             tenant=known.tenant,
             role=known.role,
@@ -185,6 +205,13 @@ class Gate:
             _tenant_id=known.tenant_id,
             _gate=self,
         )
+
+    def write_down(self, denial: Denial) -> Refused:
+        """Into the audit log. Returns what is to be raised."""
+        known = denial._known
+        number, name, token = (_NOBODY, "", "") if known is None else (known.tenant_id, known.tenant, known.token.id)
+        self._write_some(number, name, token, denial.task, denial.verb, denial.refusal.status, denial.detail)
+        return denial.refusal
 
     def audit(self, admission: Admission | None, *, task: str, verb: str, outcome: int, detail: str = "") -> None:
         """Write down what came of a request: a status, and names and numbers, never contents.
@@ -196,6 +223,15 @@ class Gate:
             return
         self._audit.write(
             tenant=admission.tenant, token=admission.token, task=task, verb=verb, outcome=outcome, detail=detail
+        )
+
+    def audit_releases(self, releases: Sequence[tuple[Admission, str]]) -> None:
+        """Write down that requests were answered, each with its detail: at once, so that the disk is asked once."""
+        self._audit.write_all(
+            [
+                AuditEntry(tenant=to.tenant, token=to.token, task=to.task, verb=to.verb, outcome=_OK, detail=detail)
+                for to, detail in releases
+            ]
         )
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -245,11 +281,6 @@ class Gate:
         if not _may(now, admission.task, admission.verb):
             raise Refused.because(NOT_FOUND)
         return now
-
-    def _refuse(self, refusal: Refused, known: Standing | None, task: str, verb: str, detail: str = "") -> NoReturn:
-        number, name, token = (_NOBODY, "", "") if known is None else (known.tenant_id, known.tenant, known.token.id)
-        self._write_some(number, name, token, task, verb, refusal.status, detail)
-        raise refusal
 
     def _write_refusal(self, refusal: Refused, to: Admission, detail: str) -> None:
         self._write_some(to._tenant_id, to.tenant, to.token, to.task, to.verb, refusal.status, detail)

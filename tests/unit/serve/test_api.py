@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from served import AppClient, digit_images, png
+from served import SIZE, AppClient, digit_images, png
 
 from orchestrator.errors import LedgerError
 from orchestrator.privacy.bounded.bit_ledger import BitLedger
@@ -67,6 +67,35 @@ def test_the_tenant_reads_what_the_librarys_model_gives_for_the_published_image(
     assert text["version"] == shop.model("loop").module.card.version
     newest, _ = features(loop.get("/features/latest", headers=alice | FP32))
     np.testing.assert_array_equal(newest["z"][0], read["z"][-1])
+
+
+@pytest.mark.parametrize("side", [SIZE, 64, 65, 300])
+def test_an_image_of_any_size_is_the_librarys_whichever_thread_decodes_it(shop, loop, camera, side):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    arrays, _ = features(loop.post("/features", content=png(image), headers=camera | FP32))
+    model = shop.model("loop")
+    wanted = model.features(model.module.pixels(png(image))[None])
+    np.testing.assert_allclose(arrays["z"], wanted, atol=2**-9 * float(np.abs(wanted).max()))
+
+
+def test_images_that_come_together_are_charged_one_by_one_and_told_their_own(shop, loop, camera):
+    shop.registry.set_features("camera", "loop", 5)
+    images = digit_images(8)
+    requests = [("POST", "/features", {"content": png(image), "headers": camera | FP32}) for image in images]
+    answers = asyncio.run(loop.all(requests))
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [403] * 3
+    wanted, numbers = shop.model("loop").features(images), []
+    for answer, z in zip(answers, wanted, strict=True):
+        if answer.status_code == 200:
+            arrays, _ = features(answer)
+            np.testing.assert_allclose(arrays["z"][0], z, atol=2**-9 * float(np.abs(wanted).max()))
+            numbers += arrays["sequence"].tolist()
+    assert sorted(numbers) == [1, 2, 3, 4, 5]
+    (grant,) = (grant for grant in shop.registry.tenant("camera").grants if grant.task == "loop")
+    assert grant.features == 5
+    with AuditLog(shop.places.audit) as log:
+        assert sorted(line.outcome for line in log.lines()) == [200] * 5 + [403] * 3
+        assert log.verify().lines == 8
 
 
 def test_before_anything_was_published_there_is_nothing(loop, alice):
@@ -380,6 +409,18 @@ def test_where_the_books_cannot_be_kept_nothing_is_released(shop, loop, camera, 
     response = loop.get("/features", headers=alice)
     problem(response, 503, "written down")
     assert "producer" not in response.text
+
+
+def test_what_cannot_be_written_down_is_not_told(shop, loop, camera, alice, monkeypatch):
+    loop.post("/features", content=png(digit_images(1)[0]), headers=camera)
+
+    def full(*args, **kwargs):
+        raise LedgerError("disk full")
+
+    monkeypatch.setattr(AuditLog, "write_all", full)
+    for method, path, headers in (("POST", "/features", camera), ("GET", "/features", alice)):
+        response = loop.request(method, path, content=png(digit_images(1)[0]), headers=headers)
+        assert response.status_code >= 500 and "X-Features" not in response.headers
 
 
 # -- versions ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import LedgerError
-from serve.tenants.audit import AuditHead, AuditLog, _digest
+from serve.tenants.audit import AuditEntry, AuditHead, AuditLog, _digest
 
 COLUMNS = {
     "at": "at + 1e-6",
@@ -172,6 +172,18 @@ def test_processes_that_write_at_once_make_one_chain(tmp_path):
         process.join(timeout=120)
         assert process.exitcode == 0
     assert verified(tmp_path / "audit.db").lines == 120
+
+
+def test_lines_that_are_written_together_are_in_the_chain_or_not_at_all(path):
+    def entry(outcome: int | None) -> AuditEntry:
+        return AuditEntry(tenant="bob", token="", task="smile", verb="read", outcome=outcome, detail="")
+
+    with AuditLog(path) as log:
+        log.write_all([entry(200), entry(404)])
+        assert [line.outcome for line in log.lines(tenant="bob")] == [200, 404]
+        with pytest.raises(TypeError):
+            log.write_all([entry(200), entry(None)])
+        assert log.verify().lines == N + 2
 
 
 def test_lines_of_one_tenant_and_the_newest_of_them(path):

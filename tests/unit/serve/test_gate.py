@@ -344,6 +344,18 @@ def test_refusals_are_written_down_with_who_asked_and_admissions_as_they_come_ou
     ]
 
 
+def test_a_decision_writes_nothing_and_its_denial_is_one_line_once_it_is_written_down(gate, registry, alice):
+    registry.set_features("alice", "smile", 0)
+    asked = [(None, "smile", 0, 401), (alice, "pose", 0, 404), (alice, "smile", 1, 403)]
+    denials = [gate.decide(header, task=task, verb="read", features=n) for header, task, n, _ in asked]
+    with AuditLog(gate.places.audit) as audit:
+        assert audit.lines() == []
+        assert [gate.write_down(denial).status for denial in denials] == [wanted for *_, wanted in asked]
+        assert [line.outcome for line in audit.lines()] == [401, 404, 403]
+    assert gate.decide(alice, task="smile", verb="read") == gate.admit(alice, task="smile", verb="read")
+    assert alice[-43:] not in repr(denials)
+
+
 def test_no_secret_reaches_the_files_or_a_repr(gate, registry, alice):
     token = alice.removeprefix("Bearer ")
     secret = token[20:]

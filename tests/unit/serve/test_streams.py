@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import ConfigError, LedgerError
-from serve.streams import FeatureStore, RingLimits, VersionTerms
+from serve.streams import FeatureStore, NewFeature, RingLimits, VersionTerms
 
 
 @pytest.fixture
@@ -55,6 +55,22 @@ def test_features_of_two_versions_are_never_read_together(store):
     assert [f.sequence for f in store.after(2, limit=9)] == [3]
     assert [f.sequence for f in store.after(0, limit=9, version="1.1-a")] == [1, 2, 4]
     assert store.latest("2.1-b").sequence == 3 and store.latest("3.1-c") is None
+
+
+def test_what_is_published_together_is_there_in_its_order_or_not_at_all(store):
+    new = [
+        NewFeature(version=version, image=b"image %d" % value, z=np.full((2, 1, 1), value, np.float32))
+        for value, version in ((1, "1.1-a"), (2, "2.1-b"), (3, "1.1-a"))
+    ]
+    stored = store.append_all(new)
+    assert [(f.sequence, f.version) for f in stored] == [(1, "1.1-a"), (2, "2.1-b"), (3, "1.1-a")]
+    for feature in stored:
+        read = store.after(feature.sequence - 1, limit=1)[0]
+        assert (read.time_ms, read.version, read.image) == (feature.time_ms, feature.version, feature.image)
+        np.testing.assert_array_equal(read.z, feature.z)
+    with pytest.raises(LedgerError):
+        store.append_all([new[0], NewFeature(version=None, image=b"", z=new[0].z)])
+    assert store.bounds() == (1, 3)
 
 
 def test_an_image_is_found_again_under_its_version_alone(store):
