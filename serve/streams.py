@@ -51,6 +51,8 @@ _AFTER: Final = """SELECT sequence, time_ms, version, image, shape, z FROM featu
     ORDER BY sequence LIMIT :limit"""
 _FIND: Final = """SELECT sequence, time_ms, version, image, shape, z FROM features
     WHERE version = :version AND image = :image ORDER BY sequence LIMIT 1"""
+_BOUNDS: Final = """SELECT (SELECT min(sequence) FROM features),
+    (SELECT seq FROM sqlite_sequence WHERE name = 'features')"""
 _PRUNE_EVERY: Final = 64
 """Numbers between two looks at age and size."""
 
@@ -160,7 +162,7 @@ class FeatureStore(SharedLedgerFile):
 
     def terms(self, version: str) -> VersionTerms:
         """Of a version that was remembered. Raises `LedgerError` for another."""
-        with self._reading() as db:
+        with self._reading_once() as db:
             row = db.execute("SELECT * FROM versions WHERE version = ?", (version,)).fetchone()
         if row is None:
             raise LedgerError(f"version {version} is not in {self.path}")
@@ -168,7 +170,7 @@ class FeatureStore(SharedLedgerFile):
 
     def knows(self, version: str) -> bool:
         """Whether that version was ever remembered."""
-        with self._reading() as db:
+        with self._reading_once() as db:
             return db.execute("SELECT 1 FROM versions WHERE version = ?", (version,)).fetchone() is not None
 
     def latest(self, version: str | None = None) -> StoredFeature | None:
@@ -188,11 +190,10 @@ class FeatureStore(SharedLedgerFile):
 
     def bounds(self) -> tuple[int, int]:
         """(lowest number that is kept, highest number ever given); (1, 0) of a stream that has not begun."""
-        with self._reading() as db:
-            first = db.execute("SELECT min(sequence) FROM features").fetchone()[0]
-            last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'features'").fetchone()
-        highest = int(last[0]) if last else 0
-        return int(first) if first is not None else highest + 1, highest
+        with self._reading_once() as db:
+            lowest, given = db.execute(_BOUNDS).fetchone()
+        highest = int(given or 0)
+        return highest + 1 if lowest is None else int(lowest), highest
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -200,7 +201,7 @@ class FeatureStore(SharedLedgerFile):
         return int((self._clock() - self._limits.max_age_s) * 1000)
 
     def _read(self, statement: str, **values: object) -> list[StoredFeature]:
-        with self._reading() as db:
+        with self._reading_once() as db:
             rows = db.execute(statement, values).fetchall()
         return [_feature(*row) for row in rows]
 

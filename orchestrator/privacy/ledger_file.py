@@ -140,8 +140,14 @@ class SharedLedgerFile(LedgerFile):
             yield db
 
     @contextmanager
+    def _reading_once(self) -> Iterator[sqlite3.Connection]:
+        """For one statement, which sees one state of the file by itself."""
+        with self._one_at_a_time, self._errors("read"):
+            yield self._db
+
+    @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """One state of the file, whatever others write meanwhile."""
+        """For several: one state of the file, whatever others write meanwhile."""
         with self._one_at_a_time, self._errors("read"):
             self._db.execute("BEGIN")
             try:

@@ -220,9 +220,9 @@ class Registry(SharedLedgerFile):
     # -- for every request ---------------------------------------------------------------------------------------------
 
     def standing(self, token: str, task: str, verb: str) -> Standing | None:
-        """Of one token and what it asks for; None if there is no such token. One statement: one state of the file."""
-        with self._one_at_a_time, self._errors("read"):
-            return standing(self._db, token, task, verb)
+        """Of one token and what it asks for; None if there is no such token."""
+        with self._reading_once() as db:
+            return standing(db, token, task, verb)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
