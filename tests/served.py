@@ -96,7 +96,7 @@ class Shop:
     def __init__(self, home: Path, state: Path) -> None:
         self.home, self.state = home, state
         self.catalog = Catalog(f"sqlite:///{home}/mlflow.db", CATALOG)
-        self.places = Places(registry=state / "tenants.db")
+        self.places = Places.in_storage(state)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from http_server import RawConnection
 from served import Shop, digit_images, png
 
 from serve.deployment.head import HeadFile
+from serve.tenants.gate import Places
 from serve.tenants.registry import Registry
 
 ATTACKS = Path(__file__).with_name("tenant_attacks.py")
@@ -99,7 +100,7 @@ NAMED = {"smile": "loop", "glasses": "large"}
 
 def check_access(operator, served: dict[str, str]) -> None:
     """A part of the matrix, through HAProxy and Serve."""
-    with Registry(operator.home / "tenants.db") as registry:
+    with Registry(Places.in_storage(operator.home).registry) as registry:
         header = register(registry)
         for who, (_, grants) in WHO.items():
             for task in grants.keys() & NAMED.keys():
