@@ -22,7 +22,7 @@ from serve.front import verb_of
 from serve.openapi import DESCRIPTION, ERRORS, FEATURES, IMAGE, METADATA, NOTHING_NEW, STREAM, with_security
 from serve.problems import Problem, no_such_task, problem_of, response_to
 from serve.service import STREAM_TYPE, Form, Page, TaskService
-from serve.tenants.gate import Admission, Verb
+from serve.tenants.gate import Admission, Refused, Verb
 
 _GONE: Final = 499
 """What is counted where a client left before it was answered."""
@@ -168,14 +168,16 @@ class _Answers:
     async def to(self, request: Request, verb: Verb, answer: Handler, *, features: int = 0) -> Response:
         started = time.perf_counter()
         admission: Admission | None = None
+        refused = False
         try:
             admission = await self._service.admit(request.headers.get("authorization"), verb, features=features)
             response = await answer(admission)
         except ClientDisconnect:
             response = Response(status_code=_GONE)
         except Exception as error:
-            response = response_to(problem_of(error))
-        if admission is not None and not isinstance(response, _Released):
+            response, refused = response_to(problem_of(error)), isinstance(error, Refused)
+        # What the gate refuses, and what was released, is written down already.
+        if admission is not None and not refused and not isinstance(response, _Released):
             await self._service.audit(admission, verb, response.status_code)
         self._service.meter.request(
             tenant="" if admission is None else admission.tenant,

@@ -81,7 +81,7 @@ def check_content(cell: Cell, response: RawResponse, wanted: dict[tuple[str, str
         assert cell.version in {"latest", text["version"]} or cell.verb == "publish"
         z = wanted[cell.task, text["version"]]
         distance = np.abs(arrays["z"][:, None] - z[None]).max(axis=(2, 3, 4)).min(axis=1)
-        assert distance.max() < 1e-5
+        assert distance.max() < 1e-4, "as float32 has it for a batch of another size"
 
 
 def test_the_whole_matrix_over_http(served):

@@ -411,6 +411,14 @@ def test_where_the_books_cannot_be_kept_nothing_is_released(shop, loop, camera, 
     assert "producer" not in response.text
 
 
+def test_a_refusal_of_features_is_one_line_of_the_log(shop, loop, camera, alice):
+    shop.registry.set_features("alice", "loop", 0)
+    loop.post("/features", content=png(digit_images(1)[0]), headers=camera)
+    problem(loop.get("/features", headers=alice), 403, "quota")
+    with AuditLog(shop.places.audit) as log:
+        assert [line.outcome for line in log.lines(tenant="alice")] == [403]
+
+
 def test_what_cannot_be_written_down_is_not_told(shop, loop, camera, alice, monkeypatch):
     loop.post("/features", content=png(digit_images(1)[0]), headers=camera)
 
