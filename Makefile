@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := $(CURDIR)/demo
 PACKAGES := orchestrator tasks pipelines serve
-# Processes of `make test`: each takes whole files of tests, and a few GB of memory.
+# Processes of `make test`: each takes whole files of tests, in their order (Ray and commands first: they last longest).
 JOBS ?= 2
 
 .PHONY: install browser demo test test-slow kill-matrix check bench load clean
@@ -34,7 +34,7 @@ browser:
 	  else echo "no Chromium: the tests that open the report in a browser will be skipped"; fi
 
 test: install browser
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
