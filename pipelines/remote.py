@@ -47,7 +47,7 @@ def remote_tenants(
     tasks: Sequence[str], settings: RemoteSettings, runtime: RuntimeSettings, observer: RunObserver
 ) -> Iterator[RemoteTenants]:
     """Listen for the tenants of these tasks while the block runs, if the settings say where."""
-    if settings.remote is None or not tasks:
+    if settings.remote is None:
         yield RemoteTenants(observer=observer)
         return
     from serve.remote.listener import Endpoint, Listener

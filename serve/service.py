@@ -232,7 +232,7 @@ class TaskService:
         """Charge each of them; then store and write down together what could be charged."""
         refused = [_refused(one) for one in publications]
         charged = [one for one, error in zip(publications, refused, strict=True) if error is None]
-        stored = self._store.append_all([one.new for one in charged])
+        stored = self._store.append([one.new for one in charged])
         oldest, _ = self._store.bounds()
         pages = [
             self._page(one.admission, one.form, [feature], oldest) for one, feature in zip(charged, stored, strict=True)

@@ -127,12 +127,7 @@ class FeatureStore(SharedLedgerFile):
         self._limits, self._clock = limits, clock
         super().__init__(path)
 
-    def append(self, version: str, images: Sequence[bytes], z_NCHW: NDArray[np.float32]) -> list[int]:
-        """`append_all` of one version: the sequence numbers."""
-        new = [NewFeature(version=version, image=image, z=z) for image, z in zip(images, z_NCHW, strict=True)]
-        return [feature.sequence for feature in self.append_all(new)]
-
-    def append_all(self, new: Sequence[NewFeature]) -> list[StoredFeature]:
+    def append(self, new: Sequence[NewFeature]) -> list[StoredFeature]:
         """Add them all, or none. Raises `LedgerError` if they cannot be written."""
         now, stored = int(self._clock() * 1000), []
         rows = [

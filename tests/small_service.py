@@ -18,7 +18,7 @@ from serve.front import build_front
 from serve.model import EncoderModel, ModuleModel, TaskCard, TaskModel
 from serve.ports import NoMeter
 from serve.service import Lane, Lanes, ServiceLimits, TaskService
-from serve.streams import FeatureStore, RingLimits
+from serve.streams import FeatureStore, NewFeature, RingLimits
 from serve.tenants.gate import Gate
 from tasks.datasets.table import Normalisation
 
@@ -95,7 +95,10 @@ class SmallServices:
     def publish(self, task: str, version: str, images_BSS3: np.ndarray) -> np.ndarray:
         """Into the stream, and what was."""
         z = self.models[task, version].features(images_BSS3)
-        self.stores[task].append(version, list(ImageDigests.of(images_BSS3).sha256), z)
+        digests = ImageDigests.of(images_BSS3).sha256
+        self.stores[task].append(
+            [NewFeature(version=version, image=image, z=one) for image, one in zip(digests, z, strict=True)]
+        )
         return z
 
     def _store(self, task: str) -> FeatureStore:

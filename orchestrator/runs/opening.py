@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final, Never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,7 @@ def _pixels(image: NDArray[np.uint8]) -> bytes:
 OpenConsumer = Callable[[TaskOffer, ConsumerConfig], ConsumerPort]
 RemoteTenant = Callable[[str], OpenConsumer]
 """From the name of a run, which is the same after a restart, to what opens its consumer of a tenant elsewhere."""
-NOBODY: Final[Mapping[str, Any]] = MappingProxyType({})
+NOBODY: Final[Mapping[str, Never]] = MappingProxyType({})
 """Of whom a session asks nothing over the network."""
 
 

@@ -76,11 +76,7 @@ def check_cluster(runtime: SweepRuntime) -> None:
 
 
 def room_for(runtime: SweepRuntime) -> int:
-    """How many trials the cluster's CPUs take at a time; at least 1.
-
-    Where it is more, a trial's process goes on with the next one. It keeps its CPU while it waits for one, so with a
-    single CPU the encoder that all wait for would never be trained.
-    """
+    """How many trials the cluster's CPUs take at a time; at least 1."""
     return max(1, int(cluster_cpus() // runtime.trial_cpus))
 
 
@@ -202,6 +198,8 @@ def run_on_tune(study: Study, data: TrainingData, dispatcher: Dispatcher, *, nam
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
+                # A trial's process goes on with the next one, and keeps its CPU while it waits for it: with a single
+                # CPU the encoder that all wait for would never be trained.
                 reuse_actors=room_for(settings.runtime) > 1,
             ),
             run_config=tune.RunConfig(

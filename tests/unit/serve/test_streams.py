@@ -26,8 +26,11 @@ def store(tmp_path, now):
 
 
 def put(store: FeatureStore, *values: float, version: str = "1.1-a") -> list[int]:
-    z = np.stack([np.full((2, 1, 1), value, np.float32) for value in values])
-    return store.append(version, [b"image %d" % int(value) for value in values], z)
+    new = [
+        NewFeature(version=version, image=b"image %d" % int(value), z=np.full((2, 1, 1), value, np.float32))
+        for value in values
+    ]
+    return [feature.sequence for feature in store.append(new)]
 
 
 def test_features_come_back_in_order_after_a_number(store, now):
@@ -62,14 +65,14 @@ def test_what_is_published_together_is_there_in_its_order_or_not_at_all(store):
         NewFeature(version=version, image=b"image %d" % value, z=np.full((2, 1, 1), value, np.float32))
         for value, version in ((1, "1.1-a"), (2, "2.1-b"), (3, "1.1-a"))
     ]
-    stored = store.append_all(new)
+    stored = store.append(new)
     assert [(f.sequence, f.version) for f in stored] == [(1, "1.1-a"), (2, "2.1-b"), (3, "1.1-a")]
     for feature in stored:
         read = store.after(feature.sequence - 1, limit=1)[0]
         assert (read.time_ms, read.version, read.image) == (feature.time_ms, feature.version, feature.image)
         np.testing.assert_array_equal(read.z, feature.z)
     with pytest.raises(LedgerError):
-        store.append_all([new[0], NewFeature(version=None, image=b"", z=new[0].z)])
+        store.append([new[0], NewFeature(version=None, image=b"", z=new[0].z)])
     assert store.bounds() == (1, 3)
 
 
