@@ -1,4 +1,4 @@
-"""What needs no feature to be known: the majority, and what one task's label gives away about another's (SPEC E.2)."""
+"""What needs no feature to be known: a guess, and what one task's label gives away about another's (SPEC E.2)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ class Floor(NamedTuple):
     balanced_accuracy: float
 
 
-def majority_rate(known_y: LabelArray, test_y: LabelArray) -> float:
-    """Test accuracy of always answering the commonest known class."""
-    return float((test_y == np.bincount(known_y).argmax()).mean())
+def chance_rate(known_y: LabelArray, test_y: LabelArray) -> float:
+    """Test accuracy without any feature: of always answering the commonest known class, or of drawing among the known ones.
+
+    Where classes are about equally frequent, the one that is the commonest among few known rows can be rare among the
+    test rows: then the draw does better, and what an attacker has up to there is none of the feature's doing.
+    """
+    counts = np.bincount(known_y)
+    known = np.flatnonzero(counts)
+    always, drawn = (test_y == counts.argmax()).mean(), np.isin(test_y, known).mean() / len(known)
+    return float(max(always, drawn))
 
 
 def label_floor(known: tuple[LabelArray, LabelArray], test: tuple[LabelArray, LabelArray]) -> Floor:

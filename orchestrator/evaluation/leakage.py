@@ -16,7 +16,7 @@ from orchestrator.evaluation.attacks.base import FloatArray, ImageArray, LabelAr
 from orchestrator.evaluation.attacks.collusion import Coalition, pairs
 from orchestrator.evaluation.attacks.swap import accuracy, head_logits, permuted_accuracy
 from orchestrator.evaluation.budget import AttackBudget
-from orchestrator.evaluation.floors import label_floor, majority_rate
+from orchestrator.evaluation.floors import chance_rate, label_floor
 from orchestrator.evaluation.jobs import (
     Ground,
     JobRunner,
@@ -131,7 +131,7 @@ def _row(
         swap=swap,
         swap_perm=swap_perm,
         attacks=attacks,
-        chance=majority_rate(known_j, test_j),
+        chance=chance_rate(known_j, test_j),
         chance_balanced=1 / len(np.unique(test_j)),
         target_bits=entropy_bits(test_j),
         floor=label_floor((known_i, known_j), (test_i, test_j)),

@@ -133,7 +133,7 @@ class LeakageRow:
     """The same, with the answers renamed as suits the attacker best."""
     attacks: tuple[AttackSummary, ...]
     chance: float
-    """Always answering the majority."""
+    """A guess: always the commonest class, or one drawn among all, whichever is better."""
     chance_balanced: float
     """The balanced accuracy of any answer that does not depend on the row."""
     target_bits: float

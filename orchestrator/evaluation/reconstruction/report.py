@@ -149,7 +149,7 @@ class SemanticTarget:
     real: float
     """Accuracy on the real test images: a judge that is bad at these cannot clear a reconstruction."""
     baseline: float
-    """The larger of the majority rate and the floor that the feature's own label sets."""
+    """The larger of chance and the floor that the feature's own label sets."""
 
     @property
     def capable(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import DataError, UnknownNameError
 from orchestrator.evaluation.attacks.base import FloatArray, LabelArray
-from orchestrator.evaluation.floors import label_floor, majority_rate
+from orchestrator.evaluation.floors import chance_rate, label_floor
 from orchestrator.evaluation.reconstruction.base import ReconstructionInput, Reconstructor, pixels
 from orchestrator.evaluation.reconstruction.baselines import class_mean, mean_image, nearest_image
 from orchestrator.evaluation.reconstruction.budget import ReconstructionBudget
@@ -250,12 +250,12 @@ def _targets(ground: _Ground, feature: str, originals: Tensor) -> tuple[Semantic
 
 
 def _baseline(ground: _Ground, feature: str, target: str, test_y: LabelArray) -> float:
-    """What needs no feature: the majority, or what the label of the feature's own task gives away."""
+    """What needs no feature: a guess, or what the label of the feature's own task gives away."""
 
     def known(name: str) -> LabelArray:
         return np.concatenate([ground.labels[name][s] for s in ground.budget.subsets])
 
-    chance, own = majority_rate(known(target), test_y), ground.shown[feature].task
+    chance, own = chance_rate(known(target), test_y), ground.shown[feature].task
     if own is None or own not in ground.labels:
         return chance
     own_test = ground.labels[own]["test"][ground.test_rows]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from orchestrator.evaluation.floors import clopper_pearson, label_floor, majority_rate
+from orchestrator.evaluation.floors import chance_rate, clopper_pearson, label_floor
 
 
 def rows(table):
@@ -14,8 +14,17 @@ def rows(table):
     return np.array(given_y), np.array(target)
 
 
-def test_chance_is_the_test_share_of_the_known_majority():
-    assert majority_rate(np.array([1, 1, 0]), np.array([0, 0, 0, 1])) == 0.25
+@pytest.mark.parametrize(
+    ("known", "test", "expected"),
+    [
+        pytest.param([1, 1, 0], [1, 1, 1, 0], 3 / 4, id="the commonest known class is common"),
+        pytest.param([1, 1, 0], [0, 0, 0, 1], 1 / 2, id="it is rare: a draw does better"),
+        pytest.param([0, 0, 3, 5], [3, 3, 5, 5, 5, 0], 1 / 3, id="a class that nobody knows of is not drawn"),
+        pytest.param([0, 1], [2, 2, 2, 1], 1 / 8, id="test rows of unknown classes are never guessed"),
+    ],
+)
+def test_chance_is_the_better_of_always_the_commonest_and_a_draw(known, test, expected):
+    assert chance_rate(np.array(known), np.array(test)) == pytest.approx(expected)
 
 
 def test_the_floor_is_that_of_the_table_worked_out_by_hand():
