@@ -13,7 +13,7 @@ from orchestrator.privacy.accounting import rounded_up
 from orchestrator.privacy.bounded.channel import ChannelConfig
 
 FILE = "evaluation.json"
-FORMAT = 1
+FORMAT = 2
 """Of that file; another one is refused."""
 
 Scope = Literal["none", "encoder", "whole"]

@@ -17,7 +17,7 @@ class Floor(NamedTuple):
 
 
 def chance_rate(known_y: LabelArray, test_y: LabelArray) -> float:
-    """Test accuracy without any feature: of always answering the commonest known class, or of drawing among the known ones.
+    """Test accuracy of a guess: always the commonest known class, or one drawn among the known ones.
 
     Where classes are about equally frequent, the one that is the commonest among few known rows can be rare among the
     test rows: then the draw does better, and what an attacker has up to there is none of the feature's doing.

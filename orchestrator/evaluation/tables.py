@@ -160,8 +160,9 @@ def legend(report: LeakageReport) -> str:
         "Test accuracy in %. own: the task itself. swap: the feature in the target's own head, which says little about "
         f"leakage; swap perm: with its answers renamed. best: of the attackers trained afresh on {rows}, {seeds}. "
         "bits: the most that one of them read, of all there are. "
-        f"chance: a guess, always the commonest class or a drawn one; floor: from the task's own label alone. {ceiling}{bound}excess: best less the larger "
-        f"of chance and floor, in points. At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
+        "chance: a guess, always the commonest class or a drawn one; floor: from the task's own label alone. "
+        f"{ceiling}{bound}excess: best less the larger of chance and floor, in points. "
+        f"At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
         f"{'; '.join(claims) or 'no row'}."
     )
 

@@ -24,6 +24,7 @@ from orchestrator.errors import (
     PrivacyRefusal,
     UnavailableError,
 )
+from orchestrator.evaluation.comparison import FORMAT
 from pipelines import deploy
 from pipelines.command import execute
 from serve.arguments import CatalogArgs, ReplicaArgs, TaskArgs, VersionArgs
@@ -265,7 +266,7 @@ def evaluation(path: Path, *, encoder: str = "1", rows: list[dict] | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     subject = {"catalog": "digits", "encoder": {"version": encoder}, "created": "2026-01-31"}
     leakage = None if rows is None else {"rows": rows}
-    path.write_text(json.dumps({"format": 1, "subject": subject, "budget": "full", "leakage": leakage}))
+    path.write_text(json.dumps({"format": FORMAT, "subject": subject, "budget": "full", "leakage": leakage}))
     return path
 
 

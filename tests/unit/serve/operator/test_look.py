@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from served import CATALOG, SIZE, png
 
+from orchestrator.evaluation.comparison import FORMAT
 from orchestrator.runs.observer import SilentObserver
 from orchestrator.runs.opening import open_data
 from orchestrator.runs.publishing import settings_of
@@ -275,7 +276,7 @@ def test_the_viewer_describes_what_the_file_says_and_follows_it(shop, served):
 def test_the_best_reconstruction_of_an_evaluation_is_named(tmp_path):
     attacks = [{"attack": "decoder", "ssim": 0.4}, {"attack": "lookup", "ssim": 0.6}]
     evaluation = {
-        "format": 1,
+        "format": FORMAT,
         "budget": "full",
         "leakage": None,
         "subject": {"catalog": "digits", "encoder": {"version": "1"}, "created": ""},
