@@ -8,20 +8,18 @@ to be.
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 
 from orchestrator.catalog import Catalog
-from orchestrator.errors import CheckpointError, NonFiniteFeatureError
-from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
+from orchestrator.errors import CheckpointError
+from orchestrator.privacy.bounded.keyed_noise import NoiseKey
 from orchestrator.runs.noise import noise_key_path
 from serve.api import build_api
 from serve.arguments import (
@@ -36,7 +34,7 @@ from serve.arguments import (
 from serve.batches import Batches
 from serve.leakage import measured
 from serve.metrics import RayMeter
-from serve.model import EncoderFeatures, EncoderModel, Features, ModuleModel
+from serve.model import EncoderFeatures, EncoderModel, ModuleModel
 from serve.service import Lane, Lanes, TaskService
 from serve.streams import FeatureStore
 from serve.tenants.gate import Gate
@@ -46,9 +44,6 @@ from tasks.datasets.table import ImageArray
 _REMEMBERED: Final = 256
 """u of so many images, while the other tasks ask for it too."""
 
-_Job: TypeAlias = tuple[int, Any, bytes]
-"""Place of the version, pixels or u, digest of the image."""
-
 
 class TaskEndpoint:
     """One task's replica: E and g_i, or g_i alone behind a shared encoder."""
@@ -56,9 +51,7 @@ class TaskEndpoint:
     def __init__(self, args: TaskArgs, encoders: dict[str, str] | None = None) -> None:
         """``encoders``: name of the app of each shared encoder, by version."""
         catalog = _open(args.source)
-        self._modules = list[ModuleModel]()
-        self._encoders: list[EncoderModel | DeploymentHandle[Any]] = []
-        lanes = [self._lane(catalog, args, version, encoders) for version in args.versions()]
+        lanes = [_lane(catalog, args.source, args.task, version, encoders) for version in args.versions()]
         key = noise_key_path(Path(args.source.storage), args.source.catalog)
         self._store = FeatureStore(Path(args.streams) / f"{args.task}.db", args.ring())
         self._gate = Gate(Path(args.registry))
@@ -69,7 +62,7 @@ class TaskEndpoint:
             store=self._store,
             gate=self._gate,
             meter=Meters(RayMeter(), self._traffic),
-            noise_key=NoiseKey.load(key) if any(module.release for module in self._modules) or key.exists() else None,
+            noise_key=NoiseKey.load(key) if any(lane.module.release for lane in lanes) or key.exists() else None,
             limits=args.limits(),
             leakage={
                 version.version: measured(Path(version.evaluation), args.task)
@@ -77,78 +70,18 @@ class TaskEndpoint:
                 if version.evaluation is not None
             },
         )
-        self._jobs = Batches(
-            self._computed,
-            name="inference",
-            max_batch=args.replicas.max_batch,
-            wait_s=args.replicas.batch_wait_s,
-        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._service)
 
     def check_health(self) -> None:
         """Whether the stream can be read and nothing is stuck."""
-        self._store.bounds()
-        self._jobs.check()
+        self._service.check()
 
     def identity(self) -> dict[str, Any]:
         """Which process this is, and what it serves: for the operator, by handle only."""
         versions = {lane.version: share for lane, share in self._service.lanes.shares()}
         return {"pid": os.getpid(), "task": self._service.task, "versions": versions}
-
-    def _lane(self, catalog: Catalog, args: TaskArgs, version: VersionArgs, encoders: dict[str, str] | None) -> Lane:
-        source, place = args.source, len(self._modules)
-        module = ModuleModel.load(
-            catalog,
-            version.encoder_version,
-            args.task,
-            storage=Path(source.storage),
-            device=source.device,
-            arithmetic=source.arithmetic,
-        )
-        if module.card.version != version.version:
-            raise CheckpointError(
-                f"task {args.task!r} of encoder {version.encoder_version} is {module.card.version} in the catalog, "
-                f"and {version.version} is to be served"
-            )
-        self._modules.append(module)
-        if encoders is None:
-            encoder: EncoderModel | DeploymentHandle[Any] = EncoderModel.load(
-                catalog, version.encoder_version, device=source.device, arithmetic=source.arithmetic
-            )
-        else:
-            encoder = ray_serve.get_deployment_handle(ENCODER, app_name=encoders[version.encoder_version])
-        self._encoders.append(encoder)
-
-        async def infer(pixels: ImageArray, digest: bytes) -> Features:
-            given: ImageArray | EncoderFeatures = pixels
-            if isinstance(encoder, DeploymentHandle):
-                given = await encoder.encode.remote(pixels, digest)
-            return await self._jobs.do((place, given, digest))
-
-        return Lane(module=module, infer=infer)
-
-    def _computed(self, jobs: list[_Job]) -> list[Features | Exception]:
-        found: list[Any] = [None] * len(jobs)
-        for place in {job[0] for job in jobs}:
-            of_place = [i for i, job in enumerate(jobs) if job[0] == place]
-            results = self._features(place, [jobs[i] for i in of_place])
-            for i, z in zip(of_place, results, strict=True):
-                found[i] = z
-        return found
-
-    def _features(self, place: int, jobs: Sequence[_Job]) -> list[Features | Exception]:
-        """One feature, or error, a job."""
-        module, encoder = self._modules[place], self._encoders[place]
-        given, digests = np.stack([job[1] for job in jobs]), ImageDigests(tuple(job[2] for job in jobs))
-        try:
-            u = encoder.encode(given) if isinstance(encoder, EncoderModel) else given
-            return list(module.features(u, digests))
-        except NonFiniteFeatureError as error:
-            if len(jobs) == 1:
-                return [error]
-            return [z for job in jobs for z in self._features(place, [job])]
 
     def __del__(self) -> None:
         for name in ("_store", "_gate"):
@@ -219,6 +152,35 @@ def encoder_app(args: EncoderArgs) -> Application:
     """What a Serve config names as ``serve.app:encoder_app``."""
     app: Application = ray_serve.deployment(name=ENCODER)(SharedEncoder).options(**args.replicas.options()).bind(args)
     return app
+
+
+def _lane(
+    catalog: Catalog, source: CatalogArgs, task: str, version: VersionArgs, encoders: dict[str, str] | None
+) -> Lane:
+    module = ModuleModel.load(
+        catalog,
+        version.encoder_version,
+        task,
+        storage=Path(source.storage),
+        device=source.device,
+        arithmetic=source.arithmetic,
+    )
+    if module.card.version != version.version:
+        raise CheckpointError(
+            f"task {task!r} of encoder {version.encoder_version} is {module.card.version} in the catalog, "
+            f"and {version.version} is to be served"
+        )
+    if encoders is None:
+        encoder = EncoderModel.load(
+            catalog, version.encoder_version, device=source.device, arithmetic=source.arithmetic
+        )
+        return Lane(module=module, infer=lambda images, digests: module.features(encoder.encode(images), digests))
+    elsewhere = ray_serve.get_deployment_handle(ENCODER, app_name=encoders[version.encoder_version])
+
+    async def encode(pixels: ImageArray, digest: bytes) -> EncoderFeatures:
+        return cast("EncoderFeatures", await elsewhere.encode.remote(pixels, digest))
+
+    return Lane(module=module, infer=module.features, encode=encode)
 
 
 def _open(source: CatalogArgs) -> Catalog:

@@ -62,6 +62,7 @@ class ReplicaArgs(_Args):
             "health_check_timeout_s": 30.0,
             "graceful_shutdown_wait_loop_s": 1.0,
             "graceful_shutdown_timeout_s": 35.0,
+            "logging_config": {"enable_access_log": False},  # the audit log has every request
         }
         if self.max_replicas > self.min_replicas:
             scaling = {"min_replicas": self.min_replicas, "max_replicas": self.max_replicas}
@@ -106,7 +107,11 @@ class TaskArgs(_Args):
     def limits(self) -> ServiceLimits:
         """Of one request."""
         return ServiceLimits(
-            max_body_bytes=self.max_body_bytes, max_pixels=self.max_pixels, max_inflight=self.replicas.max_ongoing
+            max_body_bytes=self.max_body_bytes,
+            max_pixels=self.max_pixels,
+            max_inflight=self.replicas.max_ongoing,
+            max_batch=self.replicas.max_batch,
+            batch_wait_s=self.replicas.batch_wait_s,
         )
 
     def ring(self) -> RingLimits:

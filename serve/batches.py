@@ -45,8 +45,8 @@ class Batches(Generic[Job, Result]):
         self._since: float | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
-    async def do(self, job: Job) -> Result:
-        """Its result, or raise its error."""
+    def do(self, job: Job) -> asyncio.Future[Result]:
+        """Its result, or its error. What is cancelled before the thread takes it is not done."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._came:
             self._waiting.append((job, future))
@@ -54,7 +54,7 @@ class Batches(Generic[Job, Result]):
             if not self._awake:
                 self._awake = True
                 self._pool.submit(self._work_on)
-        return await future
+        return future
 
     def check(self) -> None:
         """Raise where the thread has been at one batch for too long."""

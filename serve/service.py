@@ -1,8 +1,9 @@
 """What one task's endpoint does, whatever carries HTTP and whatever runs the network: admit, infer, charge, release.
 
 Nothing is released before it is charged, and nothing is done before the gate has admitted it. What writes to a disk, or
-takes longer than a thread takes to be woken, runs in threads. What devices publish is charged, stored and written down
-by one of them, all that is there at once: the disk is asked as often for ten images as for one.
+takes longer than a thread takes to be woken, runs in threads. What devices publish is computed, charged, stored and
+written down by one of them, all that is there at once: an image wakes one thread, and the disk is asked as often for
+ten images as for one.
 
 Axes: N features, C channels, H and W.
 """
@@ -13,20 +14,21 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, NonFiniteFeatureError
 from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey, release_digests
 from serve.batches import Batches
 from serve.codec import CodecError, Encoding, Precision, compress, encode, media_type, negotiate
-from serve.model import MAX_PIXELS, ModuleModel
-from serve.ports import Infer, Meter
+from serve.model import MAX_PIXELS, Features, ModuleModel
+from serve.ports import Encode, Infer, Meter
 from serve.problems import Problem, busy, no_such_task
 from serve.streams import FeatureStore, NewFeature, StoredFeature, VersionTerms
 from serve.tenants.gate import Admission, Denial, Gate, Verb
@@ -55,6 +57,10 @@ class ServiceLimits:
     """In which its feature must be there."""
     max_inflight: int = 64
     """Images at once in one replica; the next ones are told to come again."""
+    max_batch: int = 16
+    """Images that are computed at once."""
+    batch_wait_s: float = 0.0
+    """For which a batch that is not full waits to be."""
     max_page: int = 64
     """Features in one body."""
     max_page_bytes: int = 32 << 20
@@ -73,6 +79,9 @@ class Lane:
 
     module: ModuleModel
     infer: Infer
+    """Of pixels, or of u where there is ``encode``."""
+    encode: Encode | None = None
+    """Where the encoder is elsewhere."""
 
     @property
     def version(self) -> str:
@@ -152,11 +161,22 @@ class Page:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Publication:
-    """A feature that a device is about to be told."""
+    """An image whose feature a device is to be told."""
 
     admission: Admission
     form: Form
-    new: NewFeature
+    lane: Lane
+    given: NDArray[Any]
+    """Pixels, or u."""
+    digest: bytes
+    claim: Future[None] = field(default_factory=Future)
+    """Runs from when it is charged on; cancelled if nobody waits for it by then."""
+
+    @property
+    def sampled_once(self) -> bool:
+        """Whether its noise is always the same, so that it is not computed twice."""
+        release = self.lane.module.release
+        return release is not None and not release.fresh
 
 
 class TaskService:
@@ -177,10 +197,17 @@ class TaskService:
         """``leakage`` is what was measured, by version; ``noise_key`` belongs to bounded features, of any version."""
         self.task, self.lanes, self.limits, self.meter = task, lanes, limits, meter
         self._store, self._gate, self._key, self._leakage = store, gate, noise_key, leakage or {}
-        self._publications = Batches(self._publish_all, name="publications", max_batch=limits.max_inflight)
+        self._publications = Batches(
+            self._publish_all, name="publications", max_batch=limits.max_batch, wait_s=limits.batch_wait_s
+        )
         self._inflight = 0
         for lane in lanes.all():
             store.remember(_terms(lane.module))
+
+    def check(self) -> None:
+        """Raise where the stream cannot be read or the thread of publications is stuck."""
+        self._store.bounds()
+        self._publications.check()
 
     async def admit(self, authorization: str | None, verb: Verb, *, features: int = 0) -> Admission:
         """Let a request in. Raises `Refused`."""
@@ -209,18 +236,22 @@ class TaskService:
     async def _published(self, admission: Admission, form: Form, image: bytes) -> Page:
         lane = self.lanes.lane_of(image)
         pixels, digest = await self._decoded(lane, image)
-        z = None
-        if lane.module.release is not None and not lane.module.release.fresh:
-            # What is sampled once is not sampled again: the last digit of s may differ from one batch to another.
-            z = await asyncio.to_thread(self._store.find, lane.version, digest)
-        if z is None:
-            try:
-                async with asyncio.timeout(self.limits.infer_s):
-                    z = await lane.infer(pixels, digest)
-            except TimeoutError:
+        one = _Publication(admission=admission, form=form, lane=lane, given=pixels, digest=digest)
+        answer = None
+        try:
+            async with asyncio.timeout(self.limits.infer_s):
+                if lane.encode is not None:
+                    one = replace(one, given=await lane.encode(pixels, digest))
+                answer = self._publications.do(one)
+                return await asyncio.shield(answer)
+        except TimeoutError:
+            if answer is None or one.claim.cancel():
                 raise busy() from None
-        new = NewFeature(version=lane.version, image=digest, z=z)
-        return await self._publications.do(_Publication(admission=admission, form=form, new=new))
+            return await answer  # it is charged already
+        finally:
+            one.claim.cancel()
+            if answer is not None:
+                answer.cancel()
 
     async def _decoded(self, lane: Lane, image: bytes) -> tuple[NDArray[np.uint8], bytes]:
         if len(image) <= _SMALL_BYTES:
@@ -229,17 +260,44 @@ class TaskService:
         return await asyncio.to_thread(_decoded, lane, image, self.limits.max_pixels)
 
     def _publish_all(self, publications: list[_Publication]) -> list[Page | Exception]:
-        """Charge each of them; then store and write down together what could be charged."""
-        refused = [_refused(one) for one in publications]
-        charged = [one for one, error in zip(publications, refused, strict=True) if error is None]
-        stored = self._store.append([one.new for one in charged])
+        """Compute them together and charge each; then store and write down together what could be charged."""
+        found = self._inferred(publications)
+        refused = [z if isinstance(z, Exception) else _refused(one) for one, z in zip(publications, found, strict=True)]
+        charged = [
+            (one, NewFeature(version=one.lane.version, image=one.digest, z=z))
+            for one, z, error in zip(publications, found, refused, strict=True)
+            if error is None and not isinstance(z, Exception)
+        ]
+        stored = self._store.append([new for _, new in charged])
         oldest, _ = self._store.bounds()
         pages = [
-            self._page(one.admission, one.form, [feature], oldest) for one, feature in zip(charged, stored, strict=True)
+            self._page(one.admission, one.form, [feature], oldest)
+            for (one, _), feature in zip(charged, stored, strict=True)
         ]
-        self._gate.audit_releases([(one.admission, page.numbers) for one, page in zip(charged, pages, strict=True)])
+        released = [(one.admission, page.numbers) for (one, _), page in zip(charged, pages, strict=True)]
+        self._gate.audit_releases(released)
         told = iter(pages)
         return [next(told) if error is None else error for error in refused]
+
+    def _inferred(self, publications: Sequence[_Publication]) -> list[Features | Exception]:
+        """A feature each, or why there is none. What is sampled once is taken from the stream, if it is there.
+
+        The last digit of s may differ from one batch to another, and with it the grid point.
+        """
+        found: dict[tuple[str, bytes | int], Features | Exception] = {}
+        names = [(one.lane.version, one.digest if one.sampled_once else i) for i, one in enumerate(publications)]
+        for lane in self.lanes.all():
+            new: dict[tuple[str, bytes | int], _Publication] = {}
+            for name, one in zip(names, publications, strict=True):
+                if one.lane is not lane or name in found:
+                    continue
+                known = self._store.find(lane.version, one.digest) if one.sampled_once else None
+                if known is None:
+                    new.setdefault(name, one)
+                else:
+                    found[name] = known
+            found |= zip(new, _features(lane, list(new.values())), strict=True)
+        return [found[name] for name in names]
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -356,11 +414,28 @@ def _decoded(lane: Lane, image: bytes, max_pixels: int) -> tuple[NDArray[np.uint
     return pixels, ImageDigests.of(pixels[None]).sha256[0]
 
 
+def _features(lane: Lane, publications: Sequence[_Publication]) -> list[Features | Exception]:
+    """Computed at once; one by one where one of them has none, so that it spoils no other."""
+    if not publications:
+        return []
+    digests = ImageDigests(tuple(one.digest for one in publications))
+    try:
+        return list(lane.infer(np.stack([one.given for one in publications]), digests))
+    except NonFiniteFeatureError as error:
+        if len(publications) == 1:
+            return [error]
+        return [z for one in publications for z in _features(lane, [one])]
+    except Exception as error:  # of this version alone
+        return [error] * len(publications)
+
+
 def _refused(one: _Publication) -> Exception | None:
     """Charge for it; why it may not be told, if it may not."""
+    if not one.claim.set_running_or_notify_cancel():
+        return busy()
     try:
         # The producer's own device has the image: it is told nothing, so no bits are spent. Readers spend them.
-        one.admission.charge((), one.new.version, None, False, 1)
+        one.admission.charge((), one.lane.version, None, False, 1)
     except Exception as error:
         return error
     return None

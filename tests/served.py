@@ -123,8 +123,8 @@ class Shop:
         """One version, inferring in this process."""
         model = self.model(task, encoder)
 
-        async def infer(pixels: np.ndarray, digest: bytes) -> np.ndarray:
-            return model.module.features(model.encoder.encode(pixels[None]), ImageDigests((digest,)))[0]
+        def infer(images: np.ndarray, digests: ImageDigests) -> np.ndarray:
+            return model.module.features(model.encoder.encode(images), digests)
 
         return Lane(module=model.module, infer=infer)
 

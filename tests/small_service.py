@@ -51,8 +51,8 @@ def small_model(task: str, version: str) -> TaskModel:
 def lane_of(model: TaskModel) -> Lane:
     """Inferring in this process."""
 
-    async def infer(pixels: np.ndarray, digest: bytes) -> np.ndarray:
-        return model.module.features(model.encoder.encode(pixels[None]), ImageDigests((digest,)))[0]
+    def infer(images: np.ndarray, digests: ImageDigests) -> np.ndarray:
+        return model.module.features(model.encoder.encode(images), digests)
 
     return Lane(module=model.module, infer=infer)
 

@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import struct
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +15,12 @@ import pytest
 from PIL import Image
 from served import SIZE, AppClient, digit_images, png
 
-from orchestrator.errors import LedgerError
+from orchestrator.errors import LedgerError, NonFiniteFeatureError
 from orchestrator.privacy.bounded.bit_ledger import BitLedger
 from serve.api import build_api, schema_of
 from serve.codec import MEDIA_TYPE, PRECISIONS, decode, media_type
 from serve.service import Lane, Lanes, ServiceLimits
+from serve.streams import FeatureStore
 from serve.tenants.audit import AuditLog
 
 FP32 = {"Accept": media_type("fp32")}
@@ -250,9 +253,9 @@ def test_bits_are_spent_once_for_an_image_and_end_with_the_budget(shop, camera):
 def test_a_bounded_feature_that_is_in_the_stream_is_not_computed_again(shop, camera):
     lane, computed = shop.lane("digit"), []
 
-    async def infer(pixels, digest):
-        computed.append(digest)
-        return await lane.infer(pixels, digest)
+    def infer(images, digests):
+        computed.extend(digests.sha256)
+        return lane.infer(images, digests)
 
     digit = shop.client("digit", lanes=Lanes(current=Lane(module=lane.module, infer=infer)))
     one, two = (png(image) for image in digit_images(2))
@@ -367,9 +370,9 @@ def test_parameters_are_checked(loop, alice, query):
 def test_more_images_at_once_than_allowed_are_told_to_come_again(shop, camera):
     lane = shop.lane("loop")
 
-    async def slow(pixels, digest):
-        await asyncio.sleep(0.3)
-        return await lane.infer(pixels, digest)
+    def slow(images, digests):
+        time.sleep(0.3)
+        return lane.infer(images, digests)
 
     limits = ServiceLimits(max_inflight=2)
     client = shop.client("loop", limits=limits, lanes=Lanes(current=Lane(module=lane.module, infer=slow)))
@@ -380,17 +383,108 @@ def test_more_images_at_once_than_allowed_are_told_to_come_again(shop, camera):
     assert problem(busy, 503, "busy") and busy.headers["retry-after"] == "1"
 
 
-def test_a_network_that_takes_too_long_is_given_up(shop, camera):
+def test_a_network_that_takes_too_long_is_given_up_and_what_it_still_gives_is_not_charged_or_told(shop, camera):
+    lane, go_on, done = shop.lane("loop"), threading.Event(), threading.Event()
+
+    def stuck(images, digests):
+        go_on.wait(60)
+        found = lane.infer(images, digests)
+        done.set()
+        return found
+
+    shop.registry.set_features("camera", "loop", 5)
+    lanes = Lanes(current=Lane(module=lane.module, infer=stuck))
+    client = shop.client("loop", limits=ServiceLimits(infer_s=0.1), lanes=lanes)
+    request = {"content": png(digit_images(1)[0]), "headers": camera}
+    problem(client.post("/features", **request), 503, "busy")
+    go_on.set()
+    assert done.wait(10)
+    answer = client.post("/features", **request)
+    assert answer.headers["X-Features"].startswith("1-1 of"), "the stream begins with what was told"
+    (grant,) = (g for g in shop.registry.tenant("camera").grants if g.task == "loop")
+    assert grant.features == 1
+
+
+def test_what_is_charged_in_time_is_told_however_long_the_disk_takes(shop, camera, monkeypatch):
+    append = FeatureStore.append
+
+    def slow(*args):
+        time.sleep(0.5)
+        return append(*args)
+
+    monkeypatch.setattr(FeatureStore, "append", slow)
+    client = shop.client("loop", limits=ServiceLimits(infer_s=0.3))
+    features(client.post("/features", content=png(digit_images(1)[0]), headers=camera))
+
+
+def test_an_encoder_elsewhere_that_takes_too_long_is_given_up(shop, camera):
     async def stuck(pixels, digest):
         await asyncio.sleep(60)
 
-    lanes = Lanes(current=Lane(module=shop.lane("loop").module, infer=stuck))
+    lanes = Lanes(current=replace(shop.lane("loop"), encode=stuck))
     client = shop.client("loop", limits=ServiceLimits(infer_s=0.1), lanes=lanes)
     problem(client.post("/features", content=png(digit_images(1)[0]), headers=camera), 503, "busy")
 
 
+def test_images_that_come_while_others_are_computed_are_computed_together_each_by_its_version(shop, camera):
+    batches = []
+
+    def counted(lane):
+        def infer(images, digests):
+            batches.append(len(images))
+            time.sleep(0.3)
+            return lane.infer(images, digests)
+
+        return replace(lane, infer=infer)
+
+    models = [shop.model("loop", version) for version in "12"]
+    lanes = Lanes(current=counted(shop.lane("loop")), canary=counted(shop.lane("loop", "2")), share=0.5)
+    client = shop.client("loop", lanes=lanes)
+    images = digit_images(12)
+    requests = [("POST", "/features", {"content": png(image), "headers": camera | FP32}) for image in images]
+    for image, answer in zip(images, asyncio.run(client.all(requests)), strict=True):
+        arrays, text = features(answer)
+        (model,) = (m for m in models if m.module.card.version == text["version"])
+        wanted = model.features(image[None])
+        np.testing.assert_allclose(arrays["z"], wanted, atol=2**-9 * float(np.abs(wanted).max()))
+    assert sum(batches) == 12 and len(batches) <= 5
+
+
+def test_one_image_without_a_feature_does_not_spoil_the_batch(shop, camera):
+    lane = shop.lane("loop")
+
+    def infer(images, digests):
+        time.sleep(0.2)
+        if (images == 7).all(axis=(1, 2, 3)).any():
+            raise NonFiniteFeatureError("inf")
+        return lane.infer(images, digests)
+
+    client = shop.client("loop", lanes=Lanes(current=replace(lane, infer=infer)))
+    images = digit_images(4)
+    images[2] = 7
+    requests = [("POST", "/features", {"content": png(image), "headers": camera}) for image in images]
+    codes = [answer.status_code for answer in asyncio.run(client.all(requests))]
+    assert codes[2] >= 400 and [codes[i] for i in (0, 1, 3)] == [200] * 3
+
+
+def test_an_image_that_comes_twice_at_once_is_sampled_once(shop, camera):
+    lane, computed = shop.lane("digit"), []
+
+    def infer(images, digests):
+        computed.extend(digests.sha256)
+        time.sleep(0.2)
+        return lane.infer(images, digests)
+
+    client = shop.client("digit", lanes=Lanes(current=replace(lane, infer=infer)))
+    other, same = digit_images(2)
+    requests = [("POST", "/features", {"content": png(x), "headers": camera | FP32}) for x in (other, same, same, same)]
+    bodies = [features(answer)[0]["z"] for answer in asyncio.run(client.all(requests))]
+    assert len(computed) == 2
+    np.testing.assert_array_equal(bodies[1], bodies[3])
+
+
 def test_a_failure_inside_is_told_without_what_is_inside(shop, camera, caplog):
-    async def broken(pixels, digest):
+    def broken(images, digests):
         raise RuntimeError("secret of /home/producer")
 
     client = shop.client("loop", lanes=Lanes(current=Lane(module=shop.lane("loop").module, infer=broken)))

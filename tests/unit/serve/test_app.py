@@ -1,8 +1,9 @@
-"""The shell around a task: what a replica refuses to be, how it batches, and when it is taken for stuck."""
+"""The shell around a task: what a replica refuses to be, what it holds, and when it is taken for stuck."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -42,45 +43,28 @@ def test_a_replica_of_a_private_task_does_not_start(shop):
         TaskEndpoint(args_of(shop, "parity"))
 
 
-def test_a_batch_of_two_versions_gives_each_image_the_feature_of_its_own(shop):
+def test_a_replica_holds_both_versions(shop):
     from serve.app import TaskEndpoint
 
     canary = VersionArgs(encoder_version="2", version=shop.model("loop", "2").module.card.version)
     endpoint = TaskEndpoint(args_of(shop, "loop", canary=canary, share=0.25))
     images = digit_images(4)
-    digests = ImageDigests.of(images).sha256
-    jobs = [(place, image, digest) for place, image, digest in zip((0, 1, 1, 0), images, digests, strict=True)]
-    found = endpoint._computed(jobs)
-    for place, image, z in zip((0, 1, 1, 0), images, found, strict=True):
-        wanted = shop.model("loop", str(place + 1)).features(image[None])[0]
-        np.testing.assert_allclose(z, wanted, atol=2**-9 * float(np.abs(wanted).max()))
+    for encoder, lane in zip("12", endpoint._service.lanes.all(), strict=True):
+        wanted = shop.model("loop", encoder).features(images)
+        found = lane.infer(images, ImageDigests.of(images))
+        np.testing.assert_allclose(found, wanted, atol=2**-9 * float(np.abs(wanted).max()))
     identity = endpoint.identity()
     assert identity["versions"] == {shop.model("loop").module.card.version: 0.75, canary.version: 0.25}
 
 
-def test_one_image_without_a_feature_does_not_spoil_the_batch(shop, monkeypatch):
+def test_a_replica_whose_thread_is_stuck_is_not_healthy(shop, monkeypatch):
     from serve.app import TaskEndpoint
 
     endpoint = TaskEndpoint(args_of(shop, "loop"))
-    encoder = endpoint._encoders[0]
-    real = encoder.encode
-
-    def encode(given):
-        if (given == 7).all(axis=(1, 2, 3)).any():
-            raise NonFiniteFeatureError("inf")
-        return real(given)
-
-    monkeypatch.setattr(encoder, "encode", encode)
-    images = digit_images(3)
-    images[1] = 7
-    digests = ImageDigests.of(images).sha256
-    first, second, third = endpoint._computed(
-        [(0, image, digest) for image, digest in zip(images, digests, strict=True)]
-    )
-    assert isinstance(second, NonFiniteFeatureError)
-    for image, z in ((images[0], first), (images[2], third)):
-        wanted = shop.model("loop").features(image[None])[0]
-        np.testing.assert_allclose(z, wanted, atol=2**-9 * float(np.abs(wanted).max()))
+    endpoint.check_health()
+    endpoint._service._publications._since = time.monotonic() - 3600
+    with pytest.raises(RuntimeError, match="computing for more than"):
+        endpoint.check_health()
 
 
 def test_serve_is_told_what_a_replica_costs_and_where_it_runs():

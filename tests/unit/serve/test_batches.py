@@ -35,9 +35,9 @@ def test_what_came_while_a_batch_was_computed_is_the_next_and_no_larger_than_it_
     jobs = Batches(gauge.squares, name="test", max_batch=4)
 
     async def scenario() -> list[int]:
-        first = asyncio.create_task(jobs.do(1))
+        first = jobs.do(1)
         await began(gauge)
-        others = [asyncio.create_task(jobs.do(n)) for n in range(2, 8)]
+        others = [jobs.do(n) for n in range(2, 8)]
         await asyncio.sleep(0)
         gauge.may.set()
         return list(await asyncio.gather(first, *others))
@@ -88,7 +88,11 @@ def test_a_batch_may_be_given_time_to_fill_and_is_begun_when_it_is_full():
     asyncio.run(scenario())
     assert gauge.batches == [[0, 1, 2]]
     patient = Batches(gauge.squares, name="test", max_batch=3, wait_s=0.01)
-    assert asyncio.run(patient.do(5)) == 25
+
+    async def one() -> int:
+        return await patient.do(5)
+
+    assert asyncio.run(one()) == 25
 
 
 def test_an_error_is_that_of_its_job_and_what_the_work_raises_is_everybodys():
@@ -114,9 +118,9 @@ def test_who_gives_up_does_not_disturb_the_others():
     jobs = Batches(gauge.squares, name="test", max_batch=4)
 
     async def scenario() -> list[int]:
-        first = asyncio.create_task(jobs.do(1))
+        first = jobs.do(1)
         await began(gauge)
-        given_up, kept = asyncio.create_task(jobs.do(2)), asyncio.create_task(jobs.do(3))
+        given_up, kept = jobs.do(2), jobs.do(3)
         await asyncio.sleep(0)
         given_up.cancel()
         gauge.may.set()
@@ -132,7 +136,7 @@ def test_a_thread_that_is_at_one_batch_for_too_long_is_stuck(monkeypatch):
     jobs = Batches(gauge.squares, name="test", max_batch=1)
 
     async def scenario() -> None:
-        task = asyncio.create_task(jobs.do(1))
+        task = jobs.do(1)
         await began(gauge)
         jobs.check()
         time.sleep(0.15)
