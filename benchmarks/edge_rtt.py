@@ -56,8 +56,8 @@ def main() -> int:
         rows = over("loopback", None, plans, options.rounds, Path(folder))
         try:
             with shaped_namespace(mbit=MBIT, delay_ms=DELAY_MS) as namespace:
-                if namespace.delay_ms == 0:
-                    print(f"this kernel has no netem: {MBIT:g} Mbit/s without the delay of {DELAY_MS:g} ms")
+                if namespace.carrier == "process":
+                    print(f"no netem in this kernel: a process holds packets to {MBIT:g} Mbit/s and {DELAY_MS:g} ms")
                 rows += over("shaped", namespace, plans, options.rounds, Path(folder))
         except NoNamespaceError as error:
             print(f"no network namespace, so loopback alone was measured ({error})")
