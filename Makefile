@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := $(CURDIR)/demo
 PACKAGES := orchestrator tasks pipelines serve
-# Processes of `make test`: each takes whole files of tests, in their order (Ray and commands first: they last longest).
+# Processes of `make test`: each takes whole files of tests, in their order (Ray and commands first: they last longest), and
+# computes with one thread, or each would wait for the other's.
 JOBS ?= 2
 
 .PHONY: install browser demo test test-slow kill-matrix check bench load clean
@@ -33,6 +34,7 @@ browser:
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; \
 	  else echo "no Chromium: the tests that open the report in a browser will be skipped"; fi
 
+test: export OMP_NUM_THREADS := 1
 test: install browser
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
