@@ -34,7 +34,7 @@ from serve.arguments import (
 from serve.batches import Batches
 from serve.leakage import measured
 from serve.metrics import RayMeter
-from serve.model import EncoderFeatures, EncoderModel, ModuleModel
+from serve.model import EncoderFeatures, EncoderModel, ModuleModel, TaskModel
 from serve.service import Lane, Lanes, TaskService
 from serve.streams import FeatureStore
 from serve.tenants.gate import Gate
@@ -174,7 +174,7 @@ def _lane(
         encoder = EncoderModel.load(
             catalog, version.encoder_version, device=source.device, arithmetic=source.arithmetic
         )
-        return Lane(module=module, infer=lambda images, digests: module.features(encoder.encode(images), digests))
+        return Lane(module=module, infer=TaskModel(encoder, module).infer)
     elsewhere = ray_serve.get_deployment_handle(ENCODER, app_name=encoders[version.encoder_version])
 
     async def encode(pixels: ImageArray, digest: bytes) -> EncoderFeatures:

@@ -199,7 +199,11 @@ class TaskModel:
         """z of (B, S, S, 3) uint8 as it may leave the producer: (B, C, H, W) float32."""
         if images_BSS3.shape[1:3] != (self.module.image_size,) * 2:
             raise DataError(f"images must have {self.module.image_size} pixels a side, got {images_BSS3.shape}")
-        return self.module.features(self.encoder.encode(images_BSS3), ImageDigests.of(images_BSS3))
+        return self.infer(images_BSS3, ImageDigests.of(images_BSS3))
+
+    def infer(self, images_BSS3: ImageArray, images: ImageDigests) -> Features:
+        """The same, of images whose digests are known."""
+        return self.module.features(self.encoder.encode(images_BSS3), images)
 
 
 def check_may_be_served(encoder: EncoderRecord, record: TaskRecord) -> None:

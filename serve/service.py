@@ -262,40 +262,36 @@ class TaskService:
     def _publish_all(self, publications: list[_Publication]) -> list[Page | Exception]:
         """Compute them together and charge each; then store and write down together what could be charged."""
         found = self._inferred(publications)
-        refused = [z if isinstance(z, Exception) else _refused(one) for one, z in zip(publications, found, strict=True)]
-        charged = [
-            (one, NewFeature(version=one.lane.version, image=one.digest, z=z))
-            for one, z, error in zip(publications, found, refused, strict=True)
-            if error is None and not isinstance(z, Exception)
+        booked = [
+            z if isinstance(z, Exception) else _booked(one, z) for one, z in zip(publications, found, strict=True)
         ]
+        charged = [(one, new) for one, new in zip(publications, booked, strict=True) if not isinstance(new, Exception)]
         stored = self._store.append([new for _, new in charged])
         oldest, _ = self._store.bounds()
         pages = [
             self._page(one.admission, one.form, [feature], oldest)
             for (one, _), feature in zip(charged, stored, strict=True)
         ]
-        released = [(one.admission, page.numbers) for (one, _), page in zip(charged, pages, strict=True)]
-        self._gate.audit_releases(released)
+        self._gate.audit_releases(
+            [(one.admission, page.numbers) for (one, _), page in zip(charged, pages, strict=True)]
+        )
         told = iter(pages)
-        return [next(told) if error is None else error for error in refused]
+        return [new if isinstance(new, Exception) else next(told) for new in booked]
 
     def _inferred(self, publications: Sequence[_Publication]) -> list[Features | Exception]:
         """A feature each, or why there is none. What is sampled once is taken from the stream, if it is there.
 
         The last digit of s may differ from one batch to another, and with it the grid point.
         """
-        found: dict[tuple[str, bytes | int], Features | Exception] = {}
         names = [(one.lane.version, one.digest if one.sampled_once else i) for i, one in enumerate(publications)]
+        asked = dict(zip(names, publications, strict=True))
+        found: dict[tuple[str, bytes | int], Features | Exception] = {
+            name: z
+            for name, one in asked.items()
+            if one.sampled_once and (z := self._store.find(one.lane.version, one.digest)) is not None
+        }
         for lane in self.lanes.all():
-            new: dict[tuple[str, bytes | int], _Publication] = {}
-            for name, one in zip(names, publications, strict=True):
-                if one.lane is not lane or name in found:
-                    continue
-                known = self._store.find(lane.version, one.digest) if one.sampled_once else None
-                if known is None:
-                    new.setdefault(name, one)
-                else:
-                    found[name] = known
+            new = {name: one for name, one in asked.items() if one.lane is lane and name not in found}
             found |= zip(new, _features(lane, list(new.values())), strict=True)
         return [found[name] for name in names]
 
@@ -429,8 +425,8 @@ def _features(lane: Lane, publications: Sequence[_Publication]) -> list[Features
         return [error] * len(publications)
 
 
-def _refused(one: _Publication) -> Exception | None:
-    """Charge for it; why it may not be told, if it may not."""
+def _booked(one: _Publication, z: Features) -> NewFeature | Exception:
+    """What is to be stored, after it is charged; or why it may not be told."""
     if not one.claim.set_running_or_notify_cancel():
         return busy()
     try:
@@ -438,7 +434,7 @@ def _refused(one: _Publication) -> Exception | None:
         one.admission.charge((), one.lane.version, None, False, 1)
     except Exception as error:
         return error
-    return None
+    return NewFeature(version=one.lane.version, image=one.digest, z=z)
 
 
 def _release_of(feature: StoredFeature, *, fresh: bool) -> bytes:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _LIMIT = 10_000
@@ -54,10 +55,7 @@ class Direction:
 
 def carry(ends: tuple[int, int], *, mbit: float, delay_ms: float) -> None:
     """Until it is killed."""
-    ways = {
-        source: Direction(mbit, delay_ms, lambda packet, to=target: _write(to, packet))
-        for source, target in (ends, ends[::-1])
-    }
+    ways = {source: Direction(mbit, delay_ms, partial(_write, target)) for source, target in (ends, ends[::-1])}
     wait = None
     while True:
         readable, _, _ = select.select(ends, (), (), wait)

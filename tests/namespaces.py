@@ -58,9 +58,6 @@ def shaped_namespace(*, mbit: float, delay_ms: float) -> Iterator[Namespace]:
             _run(*within, "ip", "address", "add", f"{address}/30", "dev", device)
             _run(*within, "ip", "link", "set", device, "up")
         _run(*inside, "ip", "link", "set", "lo", "up")
-        if carrier == "netem":
-            for within, device in (((), here), (inside, there)):
-                _shape(within, device, mbit, delay_ms)
         yield Namespace(name=name, host=host, mbit=mbit, delay_ms=delay_ms, carrier=carrier)
 
 
@@ -70,11 +67,11 @@ def _link(
     """Two ends, and who carries between them."""
     _run("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", inside[-1])
     try:
-        _shape((), here, mbit, delay_ms)
+        for within, device in (((), here), (inside, there)):
+            _shape(within, device, mbit, delay_ms)
     except NoNamespaceError:
         _run("ip", "link", "delete", here)
     else:
-        _run("tc", "qdisc", "delete", "dev", here, "root")
         return "netem"
     try:
         end = open_tun(here)

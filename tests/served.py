@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from orchestrator.catalog import Catalog
-from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
+from orchestrator.privacy.bounded.keyed_noise import NoiseKey
 from orchestrator.runs.noise import noise_key_path
 from pipelines import add_task, train
 from pipelines.command import execute
@@ -123,10 +123,7 @@ class Shop:
         """One version, inferring in this process."""
         model = self.model(task, encoder)
 
-        def infer(images: np.ndarray, digests: ImageDigests) -> np.ndarray:
-            return model.module.features(model.encoder.encode(images), digests)
-
-        return Lane(module=model.module, infer=infer)
+        return Lane(module=model.module, infer=model.infer)
 
     def store(self, task: str) -> FeatureStore:
         """Its stream."""

@@ -51,10 +51,7 @@ def small_model(task: str, version: str) -> TaskModel:
 def lane_of(model: TaskModel) -> Lane:
     """Inferring in this process."""
 
-    def infer(images: np.ndarray, digests: ImageDigests) -> np.ndarray:
-        return model.module.features(model.encoder.encode(images), digests)
-
-    return Lane(module=model.module, infer=infer)
+    return Lane(module=model.module, infer=model.infer)
 
 
 class SmallServices:

@@ -57,7 +57,7 @@ def test_a_replica_holds_both_versions(shop):
     assert identity["versions"] == {shop.model("loop").module.card.version: 0.75, canary.version: 0.25}
 
 
-def test_a_replica_whose_thread_is_stuck_is_not_healthy(shop, monkeypatch):
+def test_a_replica_whose_thread_is_stuck_is_not_healthy(shop):
     from serve.app import TaskEndpoint
 
     endpoint = TaskEndpoint(args_of(shop, "loop"))
