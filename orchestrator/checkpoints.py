@@ -90,6 +90,12 @@ class Checkpoints:
         state: dict[str, Any] = saved["state"]
         return state
 
+    def forget_after(self, step: int) -> None:
+        """Remove the states after later steps: the training has gone back, and will have others there."""
+        for path in self._paths():
+            if path > self._path(step):
+                path.unlink(missing_ok=True)
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:0{_DIGITS}d}"
 

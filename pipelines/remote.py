@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from serve.remote.listener import Listener
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RemoteTenants:
     """Those of one run; none where all are hosted."""
 
-    tenants: Mapping[str, RemoteTenant] = field(default_factory=dict)
-    listener: Listener | None = None
     observer: RunObserver
+    listener: Listener | None = None
+    tenants: Mapping[str, RemoteTenant] = field(default_factory=dict)
+    run: str = ""
+    """Its name, once it has one: by it tenants find what they kept."""
 
     def ended(self, records: Sequence[TaskRecord], session: SessionResult | None) -> None:
         """Tell each tenant the version that its head is for, or why there is none; and the user who did not hear it."""
@@ -34,11 +36,11 @@ class RemoteTenants:
         if self.listener is None:
             return
         stopped = {} if session is None else session.quarantined
-        outcomes = {task: {"version": None, "reason": stopped[task]} for task in self.tenants if task in stopped}
+        outcomes = {task: {"version": None, "reason": stopped.get(task, "")} for task in self.tenants}
         outcomes |= {r.spec.name: {"version": served_version(r)} for r in records if r.spec.name in self.tenants}
-        for task in self.listener.tell(outcomes):
-            version = outcomes[task]["version"]
-            known = f"it is published as {version}" if version else f"it is not published: {stopped[task]}"
+        for task in self.listener.tell(outcomes, run=self.run):
+            version, reason = outcomes[task]["version"], outcomes[task].get("reason")
+            known = f"it is published as {version}" if version else f"it is not published: {reason}"
             self.observer.on_stage(f"the tenant of {task} did not come to hear that {known}")
 
 
@@ -58,7 +60,11 @@ def remote_tenants(
     with Listener(tuple(tasks), endpoint, gate, patience_s=settings.remote_patience_s) as listener:
         observer.on_stage(f"tenants of {', '.join(tasks)} are waited for at {listener.url}")
 
+        remote = RemoteTenants(observer=observer, listener=listener)
+
         def tenant(run: str) -> OpenConsumer:
+            remote.run = run
             return partial(listener.consumer, run=run)
 
-        yield RemoteTenants(tenants=dict.fromkeys(tasks, tenant), listener=listener, observer=observer)
+        remote.tenants = dict.fromkeys(tasks, tenant)
+        yield remote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from orchestrator.privacy.escrow import TenantKey
 from orchestrator.session import Session
 from serve.edge.link import Link, Patience
 from serve.remote.listener import Listener
-from serve.remote.trainer import Trainer, train
+from serve.remote.trainer import Trained, Trainer, train
 from serve.tenants.gate import Gate
 from serve.tenants.registry import Registry
 
@@ -32,8 +33,18 @@ class Tenants:
 class Tenant(threading.Thread):
     """A tenant's process, as a thread of this one."""
 
-    def __init__(self, url: str, token: str, states: Path, *, link: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        states: Path,
+        *,
+        link: Any = None,
+        keep: Callable[[Trained], None] = lambda _: None,
+        **options: Any,
+    ) -> None:
         super().__init__(daemon=True)
+        self.keep = keep
         self.trainer = Trainer(TenantKey.generate(), states, task=TASK, **options)
         self.link = link or Link(url, token, patience=Patience(total_s=20.0))
         self.outcome: Any = None
@@ -42,17 +53,17 @@ class Tenant(threading.Thread):
     def run(self) -> None:
         try:
             with self.link:
-                self.outcome = train(self.link, self.trainer)
+                self.outcome = train(self.link, self.trainer, keep=self.keep)
         except BaseException as error:
             self.error = error
 
 
-def open_session(plan: SessionPlan, listener: Listener | None = None, **options: Any) -> Session:
+def open_session(plan: SessionPlan, listener: Listener | None = None, *, run: str = "a", **options: Any) -> Session:
     """`TASK` is elsewhere where there is a listener; everybody else is in this process."""
     producer = LocalProducer(plan)
     offers = producer.offers()
     consumers = [
-        listener.consumer(offers[task], plan.consumer_config(task), run="a")
+        listener.consumer(offers[task], plan.consumer_config(task), run=run)
         if listener is not None and task == TASK
         else LocalConsumer(offers[task], plan.consumer_config(task))
         for task in plan.data.specs

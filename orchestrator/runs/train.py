@@ -87,12 +87,15 @@ class TrainRun:
         self.network = settings.network
         self.opened: OpenData
         self.folder: RunFolder
+        self.remote: Mapping[str, OpenConsumer]
+        """What opens the consumers of tenants elsewhere, who find their states again by the run's name."""
 
     def run(self) -> TrainOutcome:
         """All phases that were asked for, or what an interrupted run of the same settings had left to do."""
         settings = self.settings
         with RunFolder.open("train", settings, settings.runtime, resume=settings.resume) as self.folder:
             self.folder.tracked_by(self.tracker.run_id)
+            self.remote = {task: tenant(self.folder.run) for task, tenant in self.tenants.items()}
             if settings.phase == "tasks":
                 return self._phase_two(settings.encoder_version)
             self.opened = open_data(settings.data, self.observer)
@@ -161,7 +164,7 @@ class TrainRun:
             runtime=self.settings.runtime,
             observer=self.observer,
             run_id=self.tracker.run_id,
-            remote=self._remote,
+            remote=self.remote,
         )
         promised = promised_by(records, else_by=guarantee)
         return TrainOutcome(encoder=encoder, tasks=tuple(records), guarantee=promised, session=session)
@@ -218,11 +221,6 @@ class TrainRun:
             return ShapingPlan()
         asked = self.settings.task_privacy
         return asked.shaping(self.opened.secrets(asked.named_secrets))
-
-    @property
-    def _remote(self) -> dict[str, OpenConsumer]:
-        """What opens the consumers of tenants elsewhere, who find their states again by the run's name."""
-        return {task: tenant(self.folder.run) for task, tenant in self.tenants.items()}
 
     @property
     def _private_modules(self) -> bool:
@@ -328,7 +326,7 @@ class TrainRun:
         for told in notes_on_bounded(plan):
             self.observer.on_stage(told)
         checkpoints = self.folder.checkpoints("session", identity=plan.data.fingerprint)
-        return run_session(plan, self.settings.runtime, self.observer, checkpoints=checkpoints, remote=self._remote)
+        return run_session(plan, self.settings.runtime, self.observer, checkpoints=checkpoints, remote=self.remote)
 
     def _guarantee(self, accounted: Mapping[str, Any] | None) -> Guarantee:
         """From what the accountant really counted."""

@@ -106,12 +106,14 @@ class Link:
         content: bytes = b"",
         max_bytes: int = 1 << 28,
         known: Collection[int] = (),
+        patience: Patience | None = None,
     ) -> Received:
         """The answer to a request that may be sent twice, unpacked, and never more of it in memory than ``max_bytes``.
 
         A refusal with a status in ``known`` is an answer like others, for its caller to understand.
-        Raises `RefusedError` (401, 403), `NotServedError` (404), `AnswerError` (any other refusal, or an answer that is
-        too large) at once, and `UnreachableError` after `Patience.total_s` without an answer.
+        ``patience`` in place of the link's own. Raises `RefusedError` (401, 403), `NotServedError` (404), `AnswerError`
+        (any other refusal, or an answer that is too large) at once, and `UnreachableError` after `Patience.total_s`
+        without an answer.
         """
 
         def send() -> Received:
@@ -124,9 +126,9 @@ class Link:
             finally:
                 response.close()
 
-        return self._persist(send, known)
+        return self._persist(send, known, patience or self.patience)
 
-    def _persist(self, send: Callable[[], Received], known: Collection[int]) -> Received:
+    def _persist(self, send: Callable[[], Received], known: Collection[int], patience: Patience) -> Received:
         started, attempt = self.clock(), 0
         while True:
             asked_s = 0.0
@@ -144,9 +146,9 @@ class Link:
                     return received if received.status in known else self._accepted(received)
                 asked_s = retry_after(received.headers.get("Retry-After"))
                 told = f"status {received.status}: {received.explanation}"
-            pause_s = self.patience.pause(attempt, asked_s, self._draw)
+            pause_s = patience.pause(attempt, asked_s, self._draw)
             waited_s = self.clock() - started
-            if self.patience.total_s is not None and waited_s + pause_s > self.patience.total_s:
+            if patience.total_s is not None and waited_s + pause_s > patience.total_s:
                 raise UnreachableError(f"{self.url} did not answer for {waited_s:.0f} s; the last try gave {told}")
             self._sleep(pause_s)
             attempt += 1

@@ -63,26 +63,33 @@ def _run(arguments: argparse.Namespace) -> int:
     with Link(
         arguments.url, token, ca=arguments.ca, plain_http=arguments.plain_http, timeout_s=120.0, patience=patience
     ) as link:
-        trained = train(link, trainer)
-    return _finish(trained, arguments.out)
-
-
-def _finish(trained: Trained, folder: Path) -> int:
-    """Keep the head, and write it for the edge client if its feature was published."""
-    from orchestrator.checkpoint import save_weights, write_atomically
-    from serve.heads import card_of, export_head
-
-    weights = folder / trained.task / "weights.safetensors"
-    save_weights(weights, trained.head.state, trained.head.config)
-    print(f"{weights}: the head; nobody else has it")
+        trained = train(link, trainer, keep=lambda trained: _keep(trained, arguments.out))
     if trained.version is None:
         _say(f"error: the task was not published ({trained.reason or 'the producer does not say why'})")
         return 1
-    card = card_of(trained.offer.spec, trained.version, trained.offer.contract.shape)
-    path = folder / trained.task / f"{trained.task}-{trained.version}.onnx"
-    write_atomically(path, export_head(trained.network, card))
-    print(f"{path}: the same for the edge client, for version {trained.version} of the feature")
     return 0
+
+
+def _keep(trained: Trained, folder: Path) -> None:
+    """Write the head, and once more for the edge client if its feature was published."""
+    from orchestrator.checkpoint import save_weights, write_atomically
+    from orchestrator.errors import UnavailableError
+    from serve.heads import card_of, export_head
+
+    weights = folder / trained.task / "weights.safetensors"
+    try:
+        save_weights(weights, trained.head.state, trained.head.config)
+        print(f"{weights}: the head; nobody else has it")
+        if trained.version is not None:
+            card = card_of(trained.offer.spec, trained.version, trained.offer.contract.shape)
+            path = weights.with_name(f"{trained.task}-{trained.version}.onnx")
+            write_atomically(path, export_head(trained.network, card))
+            print(f"{path}: the same for the edge client, for version {trained.version} of the feature")
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write the head to {weights.parent} ({error.strerror or error}): the same command, started again "
+            "at once, has it from the states that it kept"
+        ) from error
 
 
 def _lines() -> Progress:

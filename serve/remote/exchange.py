@@ -83,11 +83,11 @@ class Exchange:
 
     def begin(self, fields: Mapping[str, Any], read: Callable[[Reply], T]) -> Asked[T]:
         """The first work of a new sitting. Whatever was asked before is forgotten."""
-        with self._lock:
-            self._lose(PartyLostError(f"the session with the tenant of task {self.task!r} began anew"))
-            self._sitting, self._next_number, self._broken = secrets.token_hex(8), 0, ""
-            self._heard_at = self._clock()
-            return self._ask("begin", fields, {}, read)
+        return self._sit("begin", fields, read)
+
+    def end(self, fields: Mapping[str, Any], read: Callable[[Reply], T]) -> Asked[T]:
+        """The last work, in a sitting of its own: any process of the tenant's can do it, also one that came for it."""
+        return self._sit("end", fields, read)
 
     def ask(
         self, kind: Kind, fields: Mapping[str, Any], arrays: Mapping[str, Array], read: Callable[[Reply], T]
@@ -132,6 +132,13 @@ class Exchange:
                 error = PartyLostError(self._broken)
                 self._lose(error)
                 raise error
+
+    def _sit(self, kind: Kind, fields: Mapping[str, Any], read: Callable[[Reply], T]) -> Asked[T]:
+        with self._lock:
+            self._lose(PartyLostError(f"the session with the tenant of task {self.task!r} began anew"))
+            self._sitting, self._next_number, self._broken = secrets.token_hex(8), 0, ""
+            self._heard_at = self._clock()
+            return self._ask(kind, fields, {}, read)
 
     def _ask(
         self, kind: Kind, fields: Mapping[str, Any], arrays: Mapping[str, Array], read: Callable[[Reply], T]
@@ -214,4 +221,4 @@ class Exchange:
 
     def _at_beginning(self) -> bool:
         """Whether the sitting has only begun, so that a new process can begin it as well."""
-        return bool(self._queue) and self._queue[0].work.kind == "begin"
+        return bool(self._queue) and self._queue[0].work.number == 0

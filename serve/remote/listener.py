@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
@@ -114,12 +113,17 @@ class Listener:
         """The tenant of that task, for one session of the run of that name."""
         return RemoteConsumer(offer, config, self.exchanges[offer.spec.name], run=run)
 
-    def tell(self, outcomes: Mapping[str, Mapping[str, Any]], *, wait_s: float = _FAREWELL_S) -> list[str]:
-        """Tell tenants what became of their tasks. Returns those that did not come to hear it in time."""
-        asked = {}
-        for task, outcome in outcomes.items():
-            with contextlib.suppress(PartyLostError):
-                asked[task] = self.exchanges[task].ask("end", outcome, {}, lambda _: None)
+    def tell(
+        self, outcomes: Mapping[str, Mapping[str, Any]], *, run: str = "", wait_s: float = _FAREWELL_S
+    ) -> list[str]:
+        """Tell tenants what became of their tasks. Returns those that did not come to hear it in time.
+
+        ``run``: as of `consumer`, so that a process that was not there finds what an earlier one has kept.
+        """
+        asked = {
+            task: self.exchanges[task].end({**outcome, "run": run}, lambda _: None)
+            for task, outcome in outcomes.items()
+        }
         deadline = time.monotonic() + wait_s
         for task in list(asked):
             try:

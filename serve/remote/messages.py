@@ -1,8 +1,8 @@
 """What goes between a producer's session and a tenant's process: a work, and its answer. Safetensors, no pickles.
 
 A work has a number within its *sitting*, which begins with ``begin`` and ends when the producer begins another: after a
-restart of either side, or for a further training. Everything that a work or an answer carries is one of the types of
-`orchestrator.wire`; what has no type there cannot be said here.
+restart of either side, for a further training, or for ``end``, which is a sitting of its own. Everything that a work or
+an answer carries is one of the types of `orchestrator.wire`; what has no type there cannot be said here.
 
 kind        carries                     is answered with
 begin       TaskOffer, ConsumerConfig   PublicKey
@@ -11,7 +11,8 @@ learn       FeatureBatch                FeatureGradient
 evaluate    part of a FeatureBatch      -, and EvaluationReport after the last part
 keep        -                           how many steps the state has that the tenant keeps for itself
 restore     a number of steps           -
-end         what became of the task     -
+end         what became of the task,    -
+            and of which training
 
 Axes: B examples; the feature's own axes follow.
 """

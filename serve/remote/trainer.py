@@ -5,8 +5,11 @@ It needs torch, torchvision, numpy, httpx and the base packages: no Ray, no Opac
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from orchestrator.errors import MetaMorphosisError, NonFiniteLossError, Protocol
 from orchestrator.privacy.escrow import TenantKey
 from orchestrator.wire import EvaluationReport, HeadWeights, TaskOffer
 from serve.codec import MEDIA_TYPE, Precision, compress
+from serve.connection import Patience
+from serve.edge.errors import UnreachableError
 from serve.edge.link import Link, Received
 from serve.remote.messages import (
     Array,
@@ -40,6 +45,8 @@ MOST_BYTES = 1 << 30
 _KEPT = 4
 """States: the producer keeps two of its own, and may have died before it wrote the last."""
 _SMALLEST_COMPRESSED = 4096
+_FAREWELL = Patience(total_s=30.0)
+"""For the last answer: the tenant has all that it needs, and the producer may be gone."""
 
 NOTHING_YET = 204
 STALE = 412
@@ -123,7 +130,7 @@ class Trainer:
         """
         if (work.sitting, work.number) == (self.answer.sitting, self.answer.number):
             return self.answer
-        if work.kind == "begin":
+        if work.number == 0 and work.kind in {"begin", "end"}:
             self._sitting = work.sitting
         elif (work.sitting, work.number) != (self._sitting, self.answer.number + 1):
             raise ProtocolError(f"the producer sent work {work.number}, and {self.answer.number + 1} was expected")
@@ -141,22 +148,9 @@ class Trainer:
     # -- works ---------------------------------------------------------------------------------------------------------
 
     def _begin(self, work: Work) -> Said:
-        offer, proposed = read_offer(work.fields)
-        if offer.spec.name != self.task:
-            raise ProtocolError(f"the producer offers task {offer.spec.name!r}, and {self.task!r} was bought")
-        config = self._choose(proposed)
-        self._table = _Table(
-            offer=offer,
-            consumer=Consumer(offer, config, device=self._device, key=self._key),
-            kept=Checkpoints(
-                folder=self._states / self.task,
-                kind="remote-head",
-                identity=f"{work.fields.get('run', '')}/{self.task}",
-                keep=_KEPT,
-            ),
-        )
-        self._progress.on_begin(offer, config)
-        return key_fields(self._table.consumer.public_key()), {}
+        table = self._table = self._table_of(work.fields)
+        self._progress.on_begin(table.offer, table.config)
+        return key_fields(table.consumer.public_key()), {}
 
     def _labels(self, work: Work) -> Said:
         self._at_table.consumer.receive_labels(read_sealed(self.task, work))
@@ -188,18 +182,20 @@ class Trainer:
         state = table.consumer.state_dict()
         steps = int(state["step"]) + 1
         try:
-            table.kept.save(steps, state)
+            table.kept.save(steps, {"begun": table.begun, "consumer": state})
         except OSError as error:
             raise ProtocolError(f"the tenant cannot keep its state: {error.strerror or error}") from error
         return {"steps": steps}, {}
 
     def _restore(self, work: Work) -> Said:
-        table = self._at_table
-        table.consumer.load_state_dict(table.kept.at(int(work.fields["steps"])))
+        table, steps = self._at_table, int(work.fields["steps"])
+        table.consumer.load_state_dict(table.kept.at(steps)["consumer"])
+        table.kept.forget_after(steps)
         return {}, {}
 
     def _end(self, work: Work) -> Said:
-        table, version = self._at_table, work.fields.get("version")
+        table = self._table = self._table or self._table_kept(str(work.fields.get("run", "")))
+        version = work.fields.get("version")
         self.outcome = Trained(
             task=self.task,
             version=str(version) if version else None,
@@ -210,6 +206,36 @@ class Trainer:
             test=table.reports.get("test"),
         )
         return {}, {}
+
+    def forget(self) -> None:
+        """Remove the states of a training that came to its end: what it was for is published."""
+        if self._table is not None and self.outcome is not None and self.outcome.version is not None:
+            shutil.rmtree(self._table.kept.folder, ignore_errors=True)
+
+    def _table_of(self, begun: Mapping[str, Any]) -> _Table:
+        """A fresh head for what the producer offers. Raises `ProtocolError` where that is another task."""
+        offer, proposed = read_offer(begun)
+        if offer.spec.name != self.task:
+            raise ProtocolError(f"the producer offers task {offer.spec.name!r}, and {self.task!r} was bought")
+        config = self._choose(proposed)
+        consumer = Consumer(offer, config, device=self._device, key=self._key)
+        kept = self._kept(str(begun.get("run", "")))
+        return _Table(begun=begun, offer=offer, config=config, consumer=consumer, kept=kept)
+
+    def _table_kept(self, run: str) -> _Table:
+        """The head as an earlier process kept it last: the producer keeps all states before it publishes."""
+        newest = self._kept(run).newest()
+        if newest is None:
+            raise ProtocolError(f"the training is over, and {self._states} has no state of it")
+        table = self._table_of(newest[1]["begun"])
+        table.consumer.load_state_dict(newest[1]["consumer"])
+        return table
+
+    def _kept(self, run: str) -> Checkpoints:
+        """Every training has a folder of its own: steps are counted anew, and the last ones of another are no older."""
+        identity = f"{run}/{self.task}"
+        folder = self._states / self.task / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return Checkpoints(folder=folder, kind="remote-tenant", identity=identity, keep=_KEPT)
 
     @property
     def _at_table(self) -> _Table:
@@ -222,7 +248,10 @@ class Trainer:
 class _Table:
     """What a tenant has since the producer's last offer."""
 
+    begun: Mapping[str, Any]
+    """The work that brought the offer: another process makes the same of it."""
     offer: TaskOffer
+    config: ConsumerConfig
     consumer: Consumer
     kept: Checkpoints
     seen: list[tuple[Array, Array]] = field(default_factory=list)
@@ -230,27 +259,35 @@ class _Table:
     reports: dict[str, EvaluationReport] = field(default_factory=dict)
 
 
-def train(link: Link, trainer: Trainer) -> Trained:
+def train(link: Link, trainer: Trainer, *, keep: Callable[[Trained], None] = lambda _: None) -> Trained:
     """Do what the producer asks until it says that the training is over. One round trip a step.
 
-    Raises what `Link.request` raises; called again, with the same trainer or one of a new process, it goes on.
+    ``keep`` gets what there is at the end before the producer is told that it was heard: from then on nobody else has
+    it. Raises what `Link.request` raises; called again, with the same trainer or one of a new process, it goes on.
     """
     message, stale = trainer.here, ""
     while True:
-        received = _sent(link, trainer.task, message)
         if trainer.outcome is not None:
+            keep(trainer.outcome)
+            with suppress(UnreachableError):
+                _sent(link, trainer.task, message, patience=_FAREWELL)
+            trainer.forget()
             return trainer.outcome
+        received = _sent(link, trainer.task, message)
         if received.status == STALE:
             message, stale = trainer.here, message.tag
         elif received.status == NOTHING_YET:
             message = trainer.here
         else:
-            message = trainer.do(Work.from_bytes(received.body, max_bytes=MOST_BYTES))
+            work = Work.from_bytes(received.body, max_bytes=MOST_BYTES)
+            message = trainer.do(work)
             if message.tag == stale:
                 raise ProtocolError(f"the producer asks for work {message.number}, and does not take its answer")
+            if work.kind == "end" and message.error:
+                raise ProtocolError(message.error)
 
 
-def _sent(link: Link, task: str, message: Reply) -> Received:
+def _sent(link: Link, task: str, message: Reply, *, patience: Patience | None = None) -> Received:
     """The producer's word on a message. An answer names its work ahead of its body, which may be large and in vain."""
     body, headers = message.to_bytes(), {"Content-Type": MEDIA_TYPE}
     if message.tag:
@@ -259,5 +296,11 @@ def _sent(link: Link, task: str, message: Reply) -> Received:
         body, headers["Content-Encoding"] = compress(body, "zstd"), "zstd"
     known = {STALE} if message.tag else ()
     return link.request(
-        "POST", f"/tasks/{task}/training", headers=headers, content=body, max_bytes=MOST_BYTES, known=known
+        "POST",
+        f"/tasks/{task}/training",
+        headers=headers,
+        content=body,
+        max_bytes=MOST_BYTES,
+        known=known,
+        patience=patience,
     )

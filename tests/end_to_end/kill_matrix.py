@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The kill matrix: {driver, producer, consumer k, Ray Train worker, cluster, tracker, disk} x {forward, backward,
-checkpoint, publish}.
+"""The kill matrix: {driver, producer, consumer k, Ray Train worker, cluster, tracker, disk, remote tenant} x {forward,
+backward, checkpoint, publish}.
 
 Every cell is a whole run of `pipelines/train.py` (or `add_task.py`) in a storage folder of its own, with strikes at
 exact points of it (`faults.py`). Its end is compared with that of the undisturbed run: final losses and test metrics to
@@ -20,6 +20,9 @@ tracker             dies in phase 1, and is back before anything    dies and sta
 disk full           the feature cache       the ledger cannot       from step 6 on no file  neither a draft nor an
                     cannot be written       write the charge        can be written          upload can be written
 add_task driver     as the driver, with a module under DP
+remote tenant       as a consumer, in a process behind HTTP that is started      dies when it is told that all is
+                    again by somebody else                                       published
+its driver          in step 4               step 4 is applied       as the driver           as the driver
 
 The driver and the cluster (every process of the run, Ray's own too) need --resume. Parties that die are replaced
 without the command ending. A disk that is full in forward, backward or publish ends the command with an error, and it

@@ -11,6 +11,8 @@ _COMMON: Final = (
     *("--device", "cpu", "--threads", "1", "--epochs", "1"),
     *("--batch-size", "128", "--checkpoint-steps", "3"),
 )
+ADDED: Final = "large"
+"""The task of the command that adds one."""
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "train": (
         *("pipelines/train.py", "--preset", "digits", "--image-size", "16", "--head", "linear", "--tasks", "loop"),
@@ -18,7 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
         *_COMMON,
     ),
     "add": (
-        *("pipelines/add_task.py", "large", "--epsilon", "8", "--omega", "0", "--accountant", "rdp"),
+        *("pipelines/add_task.py", ADDED, "--epsilon", "8", "--omega", "0", "--accountant", "rdp"),
         *("--noise-seed", "9", *_COMMON),
     ),
 }
@@ -41,6 +43,8 @@ class Cell:
     """joined: a cluster that outlives the command; own: a cluster that the command starts; process: no Ray."""
     server: str = ""
     """Of MLflow: back, at once after it was killed; away, until the command has ended; empty: there is none."""
+    elsewhere: bool = False
+    """Whether the tenant of the task that is added is a process of its own, which is started again when it dies."""
 
     @property
     def name(self) -> str:
@@ -144,6 +148,24 @@ def _disk() -> Iterator[Cell]:
     yield Cell(who=who, when="publish", strikes=uploads, ends=("refused", *refused), engine="process")
 
 
+def _elsewhere() -> Iterator[Cell]:
+    """A tenant behind HTTP dies, or its producer does. Both must end as with a hosted tenant that lives."""
+    points = zip(PHASES, ("forward", "backward", "state", "head"), (4, 4, 6, None), strict=True)
+    tenant = {when: (_strike(f"consumer {function}", "kill", step),) for when, function, step in points}
+    driver = {
+        "forward": (_strike("producer forward", "kill driver", 4),),
+        "backward": (_strike("producer backward", "kill driver", 4),),
+        "checkpoint": (_strike("session checkpoint", "kill driver", 6),),
+        "publish": tuple(
+            _strike(moment, "kill driver") for moment in ("before the tasks", "after the upload", "after the tasks")
+        ),
+    }
+    for who, strikes in (("remote tenant", tenant), ("remote tenant's driver", driver)):
+        for when, what in strikes.items():
+            ends = ("done",) if strikes is tenant else (*["killed"] * len(what), "done")
+            yield Cell(who=who, when=when, strikes=what, ends=ends, command="add", engine="process", elsewhere=True)
+
+
 def cells() -> list[Cell]:
     """The whole matrix, in the order of its rows."""
     return [
@@ -154,4 +176,5 @@ def cells() -> list[Cell]:
         *_tracker(),
         *_disk(),
         *_drivers("add_task driver", command="add"),
+        *_elsewhere(),
     ]

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from matrix_cells import COMMANDS, Cell
+from matrix_cells import ADDED, COMMANDS, Cell
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _START_S: Final = 900.0
@@ -80,11 +80,13 @@ class Matrix:
         """The end of a cell. Raises `BrokenError` if it went otherwise than the cell says."""
         self._begin(cell)
         try:
-            with self._server(cell) as server:
+            with self._server(cell) as server, self._tenant(cell) as tenant:
                 for starts, wanted in enumerate(cell.ends):
-                    self._expect(cell, wanted, resume=starts > 0, server=server)
+                    self._expect(cell, wanted, resume=starts > 0, server=server, tenant=tenant)
                 if self.struck() != len(cell.strikes):
                     raise BrokenError(f"only {self.struck()} of {len(cell.strikes)} strikes happened")
+                if tenant is not None:
+                    tenant.wait()
                 return self.read(server.uri if server is not None else None)
         finally:
             self._put_away(cell.name)
@@ -100,7 +102,7 @@ class Matrix:
                 shutil.copytree(kept, self.home)
             else:
                 self._begin(cell)
-                self._expect(cell, "done", resume=False, server=None)
+                self._expect(cell, "done", resume=False, server=None, tenant=None)
             self._ends[cell.reference] = self.read(None)
             self._put_away(cell.reference, keep=True)
         return self._ends[cell.reference]
@@ -147,9 +149,9 @@ class Matrix:
         """How many strikes happened in the run that is going on, or was the last."""
         return len(list(self.faults.glob("struck-*")))
 
-    def _expect(self, cell: Cell, wanted: str, *, resume: bool, server: Server | None) -> None:
+    def _expect(self, cell: Cell, wanted: str, *, resume: bool, server: Server | None, tenant: Tenant | None) -> None:
         """One start of the command, to its end. Raises `BrokenError` unless it ends as it should."""
-        code, out = self._start(cell, resume=resume, server=server)
+        code, out = self._start(cell, resume=resume, server=server, tenant=tenant)
         got = {0: "done", -signal.SIGKILL: "killed", 1: "refused", 2: "refused"}.get(code, f"status {code}")
         said = next((line for line in reversed(out.splitlines()) if line.strip()), "")
         if got != wanted:
@@ -157,12 +159,13 @@ class Matrix:
         if got == "refused" and (not said.startswith("error: ") or "Traceback" in out or "fault in the program" in out):
             raise BrokenError(f"an error without a readable line: {said[:300]}")
 
-    def _start(self, cell: Cell, *, resume: bool, server: Server | None) -> tuple[int, str]:
+    def _start(self, cell: Cell, *, resume: bool, server: Server | None, tenant: Tenant | None) -> tuple[int, str]:
         script, *flags = COMMANDS[cell.command]
         flags += ["--encoder-workers", str(cell.workers)] if cell.command == "train" else []
         flags += ["--engine", "process"] if cell.engine == "process" else []
         flags += ["--address", self._joined()] if cell.engine == "joined" else []
         flags += ["--tracking-uri", server.uri] if server is not None else []
+        flags += ["--remote", tenant.address] if tenant is not None else []
         log = self.home / "command.log"
         with log.open("a") as file:
             file.write(f"$ {' '.join([script, *flags])}{' --resume' if resume else ''}\n")
@@ -180,6 +183,8 @@ class Matrix:
                 if cell.server == "back" and server is not None and server.is_dead():
                     server.start()
                     (self.faults / "server-up").touch()
+                if tenant is not None:
+                    tenant.keep_alive()
                 if time.monotonic() > deadline:
                     run.kill()
                     run.wait()
@@ -223,6 +228,17 @@ class Matrix:
         finally:
             server.kill()
 
+    @contextmanager
+    def _tenant(self, cell: Cell) -> Iterator[Tenant | None]:
+        if not cell.elsewhere:
+            yield None
+            return
+        tenant = Tenant(self.home, environment=self.environment)
+        try:
+            yield tenant
+        finally:
+            tenant.kill()
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def read(self, uri: str | None) -> End:
@@ -239,7 +255,8 @@ class Matrix:
         tasks = catalog.tasks("1")
         weights: dict[str, Any] = {"encoder": e_weights}
         for task in tasks:
-            _, weights[f"{task}: module"], weights[f"{task}: head"] = catalog.load_task("1", task)
+            _, weights[f"{task}: module"], head = catalog.load_task("1", task)
+            weights[f"{task}: head"] = Tenant.head(self.home)[0] if head is None else head
         with Ledger(self.home / "ledger.db") as ledger:
             (account,) = ledger.accounts()
         assert account.delta is not None
@@ -290,7 +307,8 @@ class Matrix:
             for task, record in tasks.items():
                 module = build_module(ModuleConfig.from_json(dict(record.module_config)), seed=0).eval()
                 module.load_state_dict(weights[f"{task}: module"])
-                logits = rebuild_head(dict(record.head_config), weights[f"{task}: head"])(module(u))
+                config = record.head_config or Tenant.head(self.home)[1]
+                logits = rebuild_head(dict(config), weights[f"{task}: head"])(module(u))
                 targets = torch.from_numpy(table.task_labels(task)[rows])
                 losses[task] = float(torch.nn.functional.cross_entropy(logits.double(), targets))
         return losses
@@ -309,9 +327,7 @@ class Server:
     """A tracking server on the storage folder's own store. It may be killed and started again at the same address."""
 
     def __init__(self, home: Path, *, pid_file: Path, environment: Mapping[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = _free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self._home, self._pid_file = home, pid_file
         self._environment = {k: v for k, v in environment.items() if k != "PYTHONPATH"}
@@ -351,6 +367,68 @@ class Server:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+class Tenant:
+    """A tenant's own process, `serve.edge.train`, under somebody who starts it again whenever it is killed."""
+
+    def __init__(self, home: Path, *, environment: Mapping[str, str]) -> None:
+        from serve.tenants.gate import Places
+        from serve.tenants.registry import Registry
+
+        self.address = f"127.0.0.1:{_free_port()}"
+        self._folder, self._environment = home / "tenant", environment
+        self._folder.mkdir()
+        with Registry(Places.in_storage(home).registry) as registry:
+            token = registry.add("acme", role="tenant").token.text
+            registry.grant("acme", ADDED)
+        (self._folder / "token").touch(mode=0o600)
+        (self._folder / "token").write_text(token)
+        self._process = self._started()
+
+    def keep_alive(self) -> None:
+        """Start it again if it was killed."""
+        if self._process.poll() == -signal.SIGKILL:
+            self._process = self._started()
+
+    def wait(self) -> None:
+        """Until it has its head. Raises `BrokenError` if it ends without, or not at all."""
+        deadline = time.monotonic() + 120
+        while self._process.poll() in {None, -signal.SIGKILL} and time.monotonic() < deadline:
+            self.keep_alive()
+            time.sleep(0.1)
+        if self._process.poll() != 0:
+            said = (self._folder / "log").read_text().strip().rpartition("\n")[2]
+            raise BrokenError(f"the tenant ended with status {self._process.poll()}: {said[:300]}")
+
+    def kill(self) -> None:
+        """End it, whatever it is at."""
+        self._process.kill()
+        self._process.wait()
+
+    @staticmethod
+    def head(home: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """(weights, configuration) that it ended with. Raises `CheckpointError` if there is none."""
+        from orchestrator.checkpoint import load_weights
+
+        return load_weights(home / "tenant" / "heads" / ADDED / "weights.safetensors")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        flags = ["--task", ADDED, "--token-file", "token", "--key-file", "key", "--device", "cpu", "--threads", "1"]
+        with (self._folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "serve.edge.train", "--url", f"http://{self.address}", *flags],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _charged(entries: Sequence[Any]) -> dict[str, tuple[int, int, int]]:

@@ -11,6 +11,7 @@ from fake_task_server import TOKEN, FakeTaskServer
 from small_head import small_head, small_map_head
 
 from orchestrator.consumer import Consumer, ConsumerConfig
+from orchestrator.errors import UnavailableError
 from orchestrator.wire import FeatureContract, TaskOffer
 from serve.edge import client, train
 from serve.edge.__main__ import main
@@ -147,12 +148,13 @@ def test_a_token_that_others_can_read_is_refused(server, flags, capsys, tmp_path
     assert "others can read the token" in capsys.readouterr().err
 
 
-def test_a_trained_head_of_maps_is_written_for_the_edge_client(tmp_path):
+@pytest.fixture
+def trained():
     spec = TaskSpec(name="drawing", target="drawing", shape=(1, 6, 5), head="map", loss="mse", metrics=("psnr",))
     contract = FeatureContract(task="drawing", shape=(8, 4, 4))
     offer = TaskOffer(spec=spec, contract=contract, backbone="resnet18", split_index=5, n_train=10)
     consumer = Consumer(offer, ConsumerConfig(total_steps=1))
-    trained = Trained(
+    return Trained(
         task="drawing",
         version="1.2-0123456789ab",
         reason="",
@@ -161,12 +163,21 @@ def test_a_trained_head_of_maps_is_written_for_the_edge_client(tmp_path):
         network=consumer.network(),
         test=None,
     )
-    assert train._finish(trained, tmp_path) == 0
+
+
+def test_a_trained_head_of_maps_is_written_for_the_edge_client(trained, tmp_path):
+    train._keep(trained, tmp_path)
     head = Head.load(tmp_path / "drawing" / "drawing-1.2-0123456789ab.onnx")
     assert head.card.answer_shape == (1, 6, 5)
     z = np.random.default_rng(0).standard_normal((2, 8, 4, 4)).astype(np.float32)
     with torch.no_grad():
-        np.testing.assert_allclose(head.maps(z), consumer.network()(torch.from_numpy(z)).numpy(), atol=1e-4)
+        np.testing.assert_allclose(head.maps(z), trained.network(torch.from_numpy(z)).numpy(), atol=1e-4)
+
+
+def test_a_head_that_cannot_be_written_is_said_to_be_among_the_states(trained, tmp_path):
+    (tmp_path / "drawing").write_text("a file where the folder would be")
+    with pytest.raises(UnavailableError, match="started again at once, has it from the states that it kept"):
+        train._keep(trained, tmp_path)
 
 
 def test_a_training_keeps_the_memory_that_it_freed(flags, tmp_path, monkeypatch, capsys):

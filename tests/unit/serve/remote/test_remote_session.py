@@ -291,6 +291,114 @@ def test_a_tenant_without_its_states_is_told_apart(tiny_plan, listener, start_te
     assert tenant.error is None
 
 
+OUTCOME = {"version": "1.1-0123456789ab", "reason": ""}
+
+
+def trained(plan, listener):
+    """A session that is through; nobody was told yet."""
+    session = open_session(plan, listener)
+    session.start()
+    return session.run(), session.finish()
+
+
+def stop_in(tenant, kind):
+    """Its process ends when it is asked for that."""
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    tenant.trainer._works = {**tenant.trainer._works, kind: stop}
+
+
+@pytest.mark.parametrize("when", ["before it is told", "while it is told"])
+def test_a_tenant_that_dies_when_all_is_published_gets_its_head_back(
+    tiny_plan, hosted, listener, start_tenant, tmp_path, when
+):
+    """Its next process is told as well, and makes the head of the last state that the first one kept."""
+    first, kept = start_tenant(), []
+    stop_in(first, "end")
+    found = trained(tiny_plan, listener)
+    if when == "before it is told":
+        listener.tell({TASK: OUTCOME}, run="a", wait_s=0.0)  # it dies, and nobody waits
+        first.join(timeout=20)
+    waiting = threading.Thread(target=lambda: kept.append(listener.tell({TASK: OUTCOME}, run="a", wait_s=20.0)))
+    waiting.start()
+    first.join(timeout=20)
+    assert isinstance(first.error, KeyboardInterrupt)
+    second = start_tenant()
+    check_same(found, hosted, second)
+    waiting.join(timeout=20)
+    assert kept == [[]]
+    assert second.outcome.version == OUTCOME["version"]
+    assert not list((tmp_path / "states").rglob("step-*"))
+
+
+def test_a_producer_that_dies_before_it_tells_tells_when_it_is_resumed(tiny_plan, hosted, tenants, tmp_path):
+    """Another process listens at the same port, and knows nothing but what was published."""
+    with Listener((TASK,), Endpoint.parse("127.0.0.1:0"), tenants.gate, patience_s=20.0) as killed:
+        tenant = Tenant(killed.url, tenants.token, tmp_path / "states")
+        tenant.start()
+        found = trained(tiny_plan, killed)
+    with Listener((TASK,), Endpoint.parse(killed.url.removeprefix("http://")), tenants.gate, patience_s=20.0) as later:
+        assert later.tell({TASK: OUTCOME}, run="a") == []
+    check_same(found, hosted, tenant)
+
+
+def test_the_head_is_kept_before_the_producer_hears_that_it_is(tiny_plan, listener, start_tenant):
+    """From then on nobody else could give it back; a disk that is full leaves the producer waiting."""
+    full, said = OSError(28, "No space left on device"), []
+
+    def keep(trained):
+        said.append(trained.version)
+        if len(said) == 1:
+            raise full
+
+    first = start_tenant(keep=keep)
+    trained(tiny_plan, listener)
+    assert listener.tell({TASK: OUTCOME}, run="a", wait_s=0.5) == [TASK]
+    first.join(timeout=20)
+    assert first.error is full
+    start_tenant(keep=keep)
+    assert listener.tell({TASK: OUTCOME}, run="a") == []
+    assert said == [OUTCOME["version"]] * 2
+
+
+def test_the_end_of_a_training_that_left_no_state_is_an_error_and_not_waited_for(listener, start_tenant):
+    tenant = start_tenant()
+    assert listener.tell({TASK: OUTCOME}, run="never", wait_s=2.0) == [TASK]
+    tenant.join(timeout=20)
+    assert isinstance(tenant.error, ProtocolError)
+    assert "has no state of it" in str(tenant.error)
+
+
+def test_a_training_in_a_folder_with_the_states_of_another_keeps_its_own(tiny_plan, hosted, listener, start_tenant):
+    """Those of the first one have higher numbers than the first of the second, and are not taken for newer."""
+    longer = dataclasses.replace(tiny_plan, config=dataclasses.replace(tiny_plan.config, epochs=6))
+    start_tenant()
+    session = open_session(longer, listener)
+    session.start()
+    session.run()
+    second = open_session(tiny_plan, listener, run="b")
+    second.start()
+    state = second.state_dict()
+    second.run_epoch()
+    second.load_state_dict(state)
+    assert [report.losses for report in second.run()] == [report.losses for report in hosted[0]]
+
+
+def test_states_of_steps_that_are_done_again_are_not_taken_for_the_last(tiny_plan, listener, start_tenant, tmp_path):
+    tenant = start_tenant()
+    session = open_session(tiny_plan, listener)
+    session.start()
+    begun = session.state_dict()
+    session.run()
+    steps = lambda: sorted(int(path.name[5:]) for path in (tmp_path / "states").rglob("step-*"))  # noqa: E731
+    assert steps()[-1] == tiny_plan.total_steps
+    session.load_state_dict(begun)
+    assert steps() == [0]
+    assert tenant.error is None
+
+
 def test_a_state_with_a_hosted_head_is_no_remote_tenants(tiny_plan, listener):
     consumer = open_session(tiny_plan, listener).consumers[TASK]
     with pytest.raises(CheckpointError, match="resume without --remote"):
