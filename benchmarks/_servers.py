@@ -58,13 +58,7 @@ def serve_litserve(port: int, home: str) -> None:
 
 def serve_ray(port: int, home: str) -> None:
     """Ray Serve with nothing set: its own proxy, one replica."""
-    import time
-
-    import ray
     from ray import serve
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
 
     @serve.deployment(ray_actor_options={"num_cpus": 0.2}, max_ongoing_requests=64)
     class Default:
@@ -75,11 +69,41 @@ def serve_ray(port: int, home: str) -> None:
         async def __call__(self, request: Request) -> Response:
             return Response(answer(self.model, await request.body()), media_type="application/x-safetensors")
 
-    serve.run(Default.bind(), route_prefix="/")
+    run(Default.bind(), port)
+
+
+def serve_haproxy(port: int, home: str) -> None:
+    """The bare app in one replica of Ray Serve behind its HAProxy, without an access log: set up as this is."""
+    from ray import serve
+
+    class Bare:
+        def __serve_build_asgi_app__(self) -> FastAPI:
+            sys.path.insert(0, str(Path(__file__).parent))
+            from _servers import bare_app
+
+            return bare_app(home)
+
+    deployment = serve.deployment(name="Bare")(serve.ingress()(Bare)).options(
+        ray_actor_options={"num_cpus": 0.2}, max_ongoing_requests=64, logging_config={"enable_access_log": False}
+    )
+    run(deployment.bind(), port)
+
+
+def run(app: Any, port: int) -> None:
+    """On a Ray of its own, until the process is ended."""
+    import time
+
+    import ray
+    from ray import serve
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app, route_prefix="/")
     while True:
         time.sleep(1)
 
 
 if __name__ == "__main__":
     kind, given_port, storage = sys.argv[1:]
-    {"bare": serve_bare, "litserve": serve_litserve, "ray": serve_ray}[kind](int(given_port), storage)
+    servers = {"bare": serve_bare, "litserve": serve_litserve, "ray": serve_ray, "haproxy": serve_haproxy}
+    servers[kind](int(given_port), storage)

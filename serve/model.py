@@ -23,6 +23,7 @@ from torch import nn
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskRecord
 from orchestrator.errors import DataError, NonFiniteFeatureError, PrivacyRefusal
+from orchestrator.models.cross_sec import for_inference
 from orchestrator.models.modules import ModuleConfig, rebuild_module
 from orchestrator.network import freeze, pick_device
 from orchestrator.privacy.bounded.keyed_noise import ImageDigests, NoiseKey
@@ -81,7 +82,8 @@ class EncoderModel:
         self, network: nn.Module, normalisation: Normalisation, *, device: torch.device, arithmetic: Arithmetic = "fp32"
     ) -> None:
         self.device, self._dtype = device, _dtype(arithmetic, device)
-        self._network = freeze(network).to(device, self._dtype)
+        # The order of memory in which convolutions of a few images take two thirds of the time.
+        self._network = freeze(network).to(device, self._dtype).to(memory_format=torch.channels_last)
         self._normalisation = normalisation
 
     @classmethod
@@ -101,7 +103,7 @@ class EncoderModel:
         """
         x = to_tensor(images_BSS3, self._normalisation).to(self.device, self._dtype)
         with torch.inference_mode():
-            u = self._network(x).to(torch.float16)
+            u = self._network(x).to(torch.float16, memory_format=torch.contiguous_format)
             if not bool(torch.isfinite(u).all()):
                 raise NonFiniteFeatureError("the encoder's output is NaN or larger than float16 holds")
         found: EncoderFeatures = u.cpu().numpy()
@@ -123,7 +125,7 @@ class ModuleModel:
     ) -> None:
         self.card, self.image_size, self.release = card, image_size, release
         self._device, self._dtype = device, _dtype(arithmetic, device)
-        self._network = freeze(network).to(device, self._dtype)
+        self._network = freeze(for_inference(network)).to(device, self._dtype)
 
     @classmethod
     def load(

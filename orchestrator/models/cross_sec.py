@@ -5,8 +5,11 @@ Axes: B examples, C channels in k splits of c = C / k, H and W of the map.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from orchestrator.errors import ConfigError
 
@@ -44,6 +47,56 @@ class CrossSec(nn.Module):
         gates = gates[self.shift :] + gates[: self.shift]
         outputs = [value(part * gate) for value, part, gate in zip(self.values, parts, gates, strict=True)]
         return torch.cat(outputs, dim=1)
+
+
+class FusedCrossSec(nn.Module):
+    """A trained `CrossSec` for inference: all splits in one call of each kind, for on small maps calls are what costs.
+
+    The arithmetic is the same, to rounding. Weights are copies, and take no gradient.
+    """
+
+    values: Tensor
+    squeezes: Tensor
+    expansions: Tensor
+    contractions: Tensor
+    order: Tensor
+
+    def __init__(self, module: CrossSec) -> None:
+        super().__init__()
+        splits = len(module.values)
+        layers = [[weight.flatten(1) for weight in gate.parameters()] for gate in module.gates]
+        # (k, in, out), as the means of the splits are multiplied from the left.
+        squeezes, expansions, contractions = (torch.stack(w).transpose(1, 2) for w in zip(*layers, strict=True))
+        gated_by = [(split + module.shift) % splits for split in range(splits)]
+        tensors = {
+            "values": torch.cat(list(module.values.parameters())),
+            "squeezes": squeezes,
+            "expansions": expansions,
+            "contractions": contractions,
+            "order": torch.tensor(gated_by),
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W), for any H and W."""
+        b, channels, *_ = x.shape
+        splits = len(self.order)
+        mean_kBc = x.mean(dim=(2, 3)).view(b, splits, -1).transpose(0, 1)
+        hidden = torch.bmm(torch.bmm(mean_kBc, self.squeezes), self.expansions).relu_()
+        gates_kBc = torch.bmm(hidden, self.contractions).sigmoid_()
+        gates_BC11 = gates_kBc[self.order].transpose(0, 1).reshape(b, channels, 1, 1)
+        return functional.conv2d(x * gates_BC11, self.values, groups=splits)
+
+
+def for_inference(module: nn.Module) -> nn.Module:
+    """A copy of the module with every `CrossSec` in it fused, and nothing else changed."""
+    if isinstance(module, CrossSec):
+        return FusedCrossSec(module)
+    fused = copy.deepcopy(module)
+    for name, child in module.named_children():
+        setattr(fused, name, for_inference(child))
+    return fused
 
 
 def _gate(channels: int, expansion: int) -> nn.Sequential:

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError
-from orchestrator.models.cross_sec import CrossSec
+from orchestrator.models.bounded_vector import BoundedVector
+from orchestrator.models.cross_sec import CrossSec, FusedCrossSec, for_inference
 from orchestrator.models.modules import ModuleConfig, build_module
 from orchestrator.models.split import build_encoder
 from orchestrator.privacy.accounting import load_opacus
+from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.privacy.dp import refuse_unsafe
 
 # SPEC C.2: fixed by five printed sizes.
@@ -145,3 +147,36 @@ def test_per_example_gradients_behind_an_encoder_equal_micro_batches_of_one():
 def test_channels_that_the_splits_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="9 channels cannot be divided into 2 equal splits"):
         CrossSec(9)
+
+
+@pytest.mark.parametrize("cross", [True, False])
+@pytest.mark.parametrize(("splits", "expansion"), [(2, 2), (3, 1), (4, 3)])
+@pytest.mark.parametrize("shape", [(1, 5, 3), (7, 1, 1), (4, 2, 6)])
+def test_a_fused_module_gives_the_same(splits, expansion, cross, shape):
+    module = CrossSec(24, splits=splits, expansion=expansion, cross=cross).double()
+    b, h, w = shape
+    x = randn(b, 24, h, w)
+    torch.testing.assert_close(for_inference(module)(x), module(x), rtol=0, atol=1e-12)
+
+
+def test_a_fused_module_has_copies_of_the_weights_and_no_parameters():
+    module, x = CrossSec(8), randn(2, 8, 3, 3).float()
+    fused = for_inference(module)
+    before = fused(x)
+    assert isinstance(fused, FusedCrossSec)
+    assert not list(fused.parameters())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(fused(x), before)
+
+
+def test_only_what_can_be_fused_in_a_module_is():
+    channel = ChannelConfig(dimensions=4, noise=0.5)
+    module = build_module(ModuleConfig(channels=8, channel=channel), seed=0).eval()
+    fused, x = for_inference(module), randn(2, 8, 4, 4).float()
+    assert [type(child) for child in fused.children()] == [FusedCrossSec, BoundedVector]
+    assert isinstance(module.metamorphosis, CrossSec)
+    torch.testing.assert_close(fused(x), module(x))
+    plain = nn.Conv2d(8, 8, 1)
+    torch.testing.assert_close(for_inference(plain)(x), plain(x), rtol=0, atol=0)
