@@ -146,11 +146,12 @@ class LeakageRow:
     """Of a bounded feature, or of several, by capacity: whatever the images."""
     rate_bound: Bound | None = None
     """By the rate that was measured: for images like the test rows, with 95 % confidence; None where it was not."""
+    control: tuple[AttackSummary, ...] = ()
+    """The same attackers on features that tell nothing but their own label; empty where that was not measured."""
 
     def best_by(self, measure: str) -> AttackSummary | None:
         """The attack with the highest mean of one of `MEASURES`; None if there is none."""
-        measured = [summary for summary in self.attacks if not math.isnan(summary.mean(measure))]
-        return max(measured, key=lambda summary: summary.mean(measure), default=None)
+        return _best_by(self.attacks, measure)
 
     def leak_by(self, measure: str) -> float | None:
         """Its mean."""
@@ -171,6 +172,12 @@ class LeakageRow:
     def leak_interval(self) -> tuple[float, float] | None:
         """Its 95 % interval."""
         return None if self.best is None else self.best.accuracy_interval
+
+    @property
+    def luck(self) -> float | None:
+        """What the best attacker of the control reads; None where there is none."""
+        best = _best_by(self.control, "accuracy")
+        return None if best is None else best.mean("accuracy")
 
     @property
     def breaks_bound(self) -> bool:
@@ -242,9 +249,16 @@ class LeakageRow:
             "rate_bound": None if self.rate_bound is None else asdict(self.rate_bound),
             **{f"leak_{measure}": self.leak_by(measure) for measure in MEASURES if measure != "accuracy"},
             "excess_balanced": self.excess_balanced,
+            "luck": self.luck,
+            "control": [summary.to_json() for summary in self.control],
             "chance_claim_allowed": self.chance_claim_allowed,
             "claim_obstacle": self.claim_obstacle,
         }
+
+
+def _best_by(attacks: Sequence[AttackSummary], measure: str) -> AttackSummary | None:
+    measured = [summary for summary in attacks if not math.isnan(summary.mean(measure))]
+    return max(measured, key=lambda summary: summary.mean(measure), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

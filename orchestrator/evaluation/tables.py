@@ -17,6 +17,10 @@ _BOUND_WORDS = {
     "rate bound": "rate bound: the same for images like the test rows, with 95 % confidence; from the bits that were "
     "measured. ",
 }
+_CONTROL_WORDS = (
+    "control: the best of the same attackers on features that were dealt anew among images with the same own label, so "
+    "that they tell nothing else: what is above the floor there is luck. "
+)
 
 
 def sheets(report: LeakageReport, *, alone: Mapping[str, float] | None = None) -> list[Sheet]:
@@ -45,6 +49,7 @@ def leakage_markdown(report: LeakageReport, *, alone: Mapping[str, float] | None
 def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
     ceiling = ["ceiling"] if report.ceilings else []
     bound = _bound_names(report.rows)
+    control = ["control"] if _has_control(report) else []
     own = ["own", "alone"] if alone else ["own"]
     names = [
         "feature",
@@ -57,6 +62,7 @@ def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
         "bits",
         "chance",
         "floor",
+        *control,
         *ceiling,
         *bound,
         "excess",
@@ -72,6 +78,7 @@ def _leaks(report: LeakageReport, alone: Mapping[str, float]) -> Sheet:
             *_best(row),
             percent(row.chance),
             percent(row.floor.accuracy),
+            *(percent(row.luck) for _ in control),
             *(percent(_ceiling(report, row.target)) for _ in ceiling),
             *(percent(_bound(row, name)) for name in bound),
             points(row.excess),
@@ -156,15 +163,20 @@ def legend(report: LeakageReport) -> str:
     claims = [f"{row.feature} on {row.target}" for row in report.rows if row.chance_claim_allowed]
     ceiling = "ceiling: with nothing held back. " if report.ceilings else ""
     bound = "".join(_BOUND_WORDS[name] for name in _bound_names(report.rows))
+    control = _CONTROL_WORDS if _has_control(report) else ""
     return (
         "Test accuracy in %. own: the task itself. swap: the feature in the target's own head, which says little about "
         f"leakage; swap perm: with its answers renamed. best: of the attackers trained afresh on {rows}, {seeds}. "
         "bits: the most that one of them read, of all there are. "
         "chance: a guess, always the commonest class or a drawn one; floor: from the task's own label alone. "
-        f"{ceiling}{bound}excess: best less the larger of chance and floor, in points. "
+        f"{control}{ceiling}{bound}excess: best less the larger of chance and floor, in points. "
         f"At chance (95 % bound within {100 * CLAIM_MARGIN:.0f} points): "
         f"{'; '.join(claims) or 'no row'}."
     )
+
+
+def _has_control(report: LeakageReport) -> bool:
+    return any(row.control for row in report.rows)
 
 
 def _bound_names(rows: Sequence[LeakageRow]) -> list[str]:

@@ -23,6 +23,7 @@ from orchestrator.evaluation.budget import AttackBudget
 from orchestrator.evaluation.ceiling import measure_ceilings
 from orchestrator.evaluation.collect import Published, collect
 from orchestrator.evaluation.comparison import Point, read_points
+from orchestrator.evaluation.control import with_control
 from orchestrator.evaluation.evaluation import Evaluation
 from orchestrator.evaluation.examples import Examples
 from orchestrator.evaluation.figures.pictures import may_draw
@@ -166,6 +167,17 @@ class _Run:
                 run=self._runner(),
                 progress=self._told,
             )
+        if settings.control:
+            with self._timed("control", "attacking features that were dealt anew"):
+                report = with_control(
+                    report,
+                    published.features,
+                    published.labels,
+                    published.specs,
+                    images=images,
+                    run=self._runner(),
+                    progress=self._told,
+                )
         if settings.ceiling:
             on_images = self._alone(list(published.labels), settings.ceiling)
             with self._timed("ceilings", "attacking the universal feature"):

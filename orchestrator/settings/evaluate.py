@@ -41,6 +41,9 @@ class EvaluateSettings:
     ceiling: int = 0
     """Also measure what could be read of each target if nothing were held back, so that weak attackers show: by the
     same attackers on the universal feature, and by a network trained on the images for this many epochs."""
+    control: bool = False
+    """Also let the same attackers loose on features that were dealt anew among the images with the same own label, and
+    so tell nothing else: what the best of them reads there above the floor is luck. Takes as long again."""
     targets: tuple[str, ...] = ()
     """Attributes to attack, as A,B,C. Default: every task of the encoder and the private attribute."""
     seeds: int | None = None
@@ -63,8 +66,9 @@ class EvaluateSettings:
                 raise UnknownNameError("part", part, EVALUATION_PARTS)
         if len(set(self.parts)) != len(self.parts):
             raise ConfigError(f"a part is named twice in --parts {','.join(self.parts)}")
-        if self.parts and "leakage" not in self.parts and (self.alone or self.ceiling or self.attacks):
-            raise ConfigError("--alone, --ceiling and --attacks belong to the part leakage: add it to --parts")
+        of_leakage = self.alone or self.ceiling or self.attacks or self.control
+        if self.parts and "leakage" not in self.parts and of_leakage:
+            raise ConfigError("--alone, --ceiling, --control and --attacks belong to leakage: add it to --parts")
         if self.alone < 0 or self.ceiling < 0:
             raise ConfigError(f"--alone and --ceiling are numbers of epochs, got {self.alone} and {self.ceiling}")
 

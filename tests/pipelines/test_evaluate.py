@@ -43,14 +43,15 @@ def test_a_quick_evaluation_writes_report_tables_figures_and_numbers_and_logs_th
 ):
     out = tmp_path / "out"
     assert run_train("--data", write_parquet(), "--epsilon", "8") == 0
-    assert run_evaluate("--alone", "1", "--ceiling", "1", "--out", str(out)) == 0
+    assert run_evaluate("--alone", "1", "--ceiling", "1", "--control", "--out", str(out)) == 0
     told = capsys.readouterr().out
-    for word in ("swap", "linear", "cnn", "chance", "floor", "excess", "private", "nearest image", "AUC"):
+    for word in ("swap", "linear", "cnn", "chance", "floor", "excess", "control", "private", "nearest image", "AUC"):
         assert word in told
     assert f"Report   {out / 'report.html'}" in told
     numbers = evaluated(out)
     pairs = {(row["feature"], row["target"]) for row in numbers["leakage"]["rows"]}
     assert pairs == {("pose", "glasses"), ("pose", "who"), ("glasses", "pose"), ("glasses", "who")}
+    assert all(0 <= row["luck"] <= 1 for row in numbers["leakage"]["rows"])
     ceilings = numbers["leakage"]["ceilings"]
     assert [ceiling["target"] for ceiling in ceilings] == ["pose", "glasses", "who"]
     assert all(0 <= ceiling["images"] <= 1 and ceiling["universal"] is not None for ceiling in ceilings)
@@ -141,7 +142,8 @@ def test_a_task_in_quarantine_is_not_published_and_the_others_are_evaluated(
     ("flags", "message"),
     [
         (["--parts", "leakage,leakage"], "named twice"),
-        (["--parts", "hijack", "--alone", "2"], "belong to the part leakage"),
+        (["--parts", "hijack", "--alone", "2"], "belong to leakage"),
+        (["--parts", "membership", "--control"], "belong to leakage"),
         (["--ceiling", "-1"], "numbers of epochs"),
         (["--attacks", "oracle"], "known: cnn, few_50, knn, linear, mlp"),
         (["--beside", "nowhere"], "there is no evaluation at nowhere"),

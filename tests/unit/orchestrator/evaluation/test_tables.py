@@ -97,6 +97,16 @@ def test_collusion_stands_beside_what_each_feature_tells_alone(report):
     assert lines[2] == "| pose + eyes | person (private) | 10.0 | 60.0 | 30.2 | 40.0 | +20.0 |"
 
 
+def test_a_control_has_a_column_beside_the_floor(report):
+    rows = tuple(replace(row, control=(summary("linear", 0.41), summary("cnn", 0.43))) for row in report.rows[:1])
+    controlled = replace(report, rows=(*rows, *report.rows[1:]))
+    first = lines_of(controlled, "What each feature tells")
+    assert first[0].endswith("| chance | floor | control | excess |")
+    assert [line.split(" | ")[-2] for line in first[2:4]] == ["43.0", "-"]
+    assert "dealt anew among images with the same own label" in leakage_markdown(controlled)
+    assert "dealt anew" not in leakage_markdown(report)
+
+
 def test_ceilings_show_how_weak_an_attacker_is(report):
     ceilings = (Ceiling(target="eyes", attacks=(summary("linear", 0.8), summary("cnn", 0.99)), images=0.97),)
     higher = replace(report, ceilings=ceilings)
