@@ -47,7 +47,7 @@ from tasks.spec import TaskSpec
 Kind = Literal["begin", "labels", "learn", "evaluate", "keep", "restore", "end"]
 Array = NDArray[Any]
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Of these messages. Both sides refuse any other."""
 ENVELOPE_BYTES: Final = 64 * 1024
 """What a message may have beside its tensors."""
