@@ -53,6 +53,8 @@ def privacy_utility(points: Sequence[Point]) -> Figure:
         without = [v for p in points if p.scope == "none" and (v := _mean(p, measure)) is not None]
         if without:
             ax.axhline(100 * float(np.mean(without)), color=BASELINE, linestyle=":", label="without DP")
+        if position == 1:  # on a scale of its own a point would look like a protection
+            ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_xscale("log", base=2)
         epsilons = sorted({p.epsilon for p in points if p.epsilon is not None})
         ax.set_xticks(epsilons, [f"{epsilon:.3g}" for epsilon in epsilons])
@@ -70,7 +72,8 @@ def omega_curve(points: Sequence[Point]) -> Figure:
     known = [point for point in points if point.omega is not None]
     tasks = sorted({task for point in known for task in point.tasks})
     figure = new_figure(8.6, 3.7)
-    positive = [point.omega for point in known if point.omega]
+    omegas = [point.omega for point in known if point.omega is not None]
+    least = min((omega for omega in omegas if omega), default=1e-3)
     for position, (label, measure) in enumerate(_PANELS):
         ax = figure.add_subplot(1, 2, position + 1)
         for task, colour, marker in zip(tasks, COLOURS, MARKERS, strict=False):
@@ -79,7 +82,8 @@ def omega_curve(points: Sequence[Point]) -> Figure:
                 swap = _of_task(known, task, lambda point: point.swap)
                 mean_line(ax, swap, colour, marker, f"{task}, swap test", style="--")
         ax.axhline(0, color=BASELINE, linestyle=":") if position == 1 else None
-        ax.set_xscale("symlog", linthresh=min(positive, default=1e-3))
+        ax.set_xscale("symlog", linthresh=least)
+        ax.set_xlim(min(omegas) - least / 4, 1.25 * max(omegas) + least / 4)
         ax.set_xlabel("omega (weight of the dissimilarity term)")
         ax.set_ylabel(label if position == 0 else "excess, points")
         plain_axes(ax)
