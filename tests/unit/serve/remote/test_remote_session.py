@@ -32,9 +32,7 @@ from tasks.spec import TaskSpec
 @pytest.fixture
 def hosted(tiny_plan):
     """(epoch reports, outcome) of the undisturbed session with hosted tenants alone."""
-    session = open_session(tiny_plan)
-    session.start()
-    return session.run(), session.finish()
+    return trained(open_session(tiny_plan))
 
 
 @pytest.fixture
@@ -43,11 +41,20 @@ def narrow(monkeypatch):
     monkeypatch.setattr(app, "ENVELOPE_BYTES", 4096)
 
 
-def finish(session, listener, state=None):
+OUTCOME = {"version": "1.1-0123456789ab", "reason": ""}
+
+
+def trained(session, state=None):
+    """(epoch reports, outcome) of a session that is through; nobody was told yet."""
     session.start(state)
-    reports, outcome = session.run(), session.finish()
-    listener.tell({TASK: {"version": "1.1-0123456789ab", "reason": ""}})
-    return reports, outcome
+    return session.run(), session.finish()
+
+
+def finish(session, listener, state=None):
+    """The same, and the tenant is told."""
+    found = trained(session, state)
+    listener.tell({TASK: OUTCOME})
+    return found
 
 
 def check_same(found, hosted, tenant, *, reports: bool = True):
@@ -79,9 +86,7 @@ def test_a_task_that_answers_with_a_map_is_trained_alike(tiny_plan, listener, st
     labels = {**data.labels, TASK: {subset: grey[rows][:, None] for subset, rows in data.rows.items()}}
     drawn = dataclasses.replace(data, specs={**data.specs, TASK: spec}, labels=labels)
     plan = dataclasses.replace(tiny_plan, data=drawn)
-    session = open_session(plan)
-    session.start()
-    hosted = session.run(), session.finish()
+    hosted = trained(open_session(plan))
     tenant = start_tenant()
     check_same(finish(open_session(plan, listener), listener), hosted, tenant)
     card = card_of(tenant.outcome.offer.spec, tenant.outcome.version, tenant.outcome.offer.contract.shape)
@@ -291,23 +296,9 @@ def test_a_tenant_without_its_states_is_told_apart(tiny_plan, listener, start_te
     assert tenant.error is None
 
 
-OUTCOME = {"version": "1.1-0123456789ab", "reason": ""}
-
-
-def trained(plan, listener):
-    """A session that is through; nobody was told yet."""
-    session = open_session(plan, listener)
-    session.start()
-    return session.run(), session.finish()
-
-
-def stop_in(tenant, kind):
-    """Its process ends when it is asked for that."""
-
-    def stop(_):
-        raise KeyboardInterrupt
-
-    tenant.trainer._works = {**tenant.trainer._works, kind: stop}
+def dies(_):
+    """In place of a work: the process ends when it is asked for that."""
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("when", ["before it is told", "while it is told"])
@@ -316,8 +307,8 @@ def test_a_tenant_that_dies_when_all_is_published_gets_its_head_back(
 ):
     """Its next process is told as well, and makes the head of the last state that the first one kept."""
     first, kept = start_tenant(), []
-    stop_in(first, "end")
-    found = trained(tiny_plan, listener)
+    first.trainer._works = {**first.trainer._works, "end": dies}
+    found = trained(open_session(tiny_plan, listener))
     if when == "before it is told":
         listener.tell({TASK: OUTCOME}, run="a", wait_s=0.0)  # it dies, and nobody waits
         first.join(timeout=20)
@@ -338,7 +329,7 @@ def test_a_producer_that_dies_before_it_tells_tells_when_it_is_resumed(tiny_plan
     with Listener((TASK,), Endpoint.parse("127.0.0.1:0"), tenants.gate, patience_s=20.0) as killed:
         tenant = Tenant(killed.url, tenants.token, tmp_path / "states")
         tenant.start()
-        found = trained(tiny_plan, killed)
+        found = trained(open_session(tiny_plan, killed))
     with Listener((TASK,), Endpoint.parse(killed.url.removeprefix("http://")), tenants.gate, patience_s=20.0) as later:
         assert later.tell({TASK: OUTCOME}, run="a") == []
     check_same(found, hosted, tenant)
@@ -354,7 +345,7 @@ def test_the_head_is_kept_before_the_producer_hears_that_it_is(tiny_plan, listen
             raise full
 
     first = start_tenant(keep=keep)
-    trained(tiny_plan, listener)
+    trained(open_session(tiny_plan, listener))
     assert listener.tell({TASK: OUTCOME}, run="a", wait_s=0.5) == [TASK]
     first.join(timeout=20)
     assert first.error is full
