@@ -176,6 +176,12 @@ class SessionPlan:
         """Of the whole session."""
         return self.steps_per_epoch * self.config.epochs
 
+    @property
+    def n_features(self) -> int:
+        """That each tenant is sent: training and validation images once an epoch (or on average), test images once."""
+        train, validation, test = (len(self.data.rows.get(name, ())) for name in ("train", "validation", "test"))
+        return self.config.epochs * (train + validation) + test
+
     def consumer_config(self, task: str) -> ConsumerConfig:
         """What a hosted tenant trains with."""
         return ConsumerConfig(
@@ -221,6 +227,8 @@ def build_producer(plan: SessionPlan) -> Producer:
             backbone=plan.network.backbone,
             split_index=plan.network.split_index,
             n_train=len(data.rows["train"]),
+            n_features=plan.n_features,
+            bits_per_feature=None if plan.channel is None else plan.channel.bits_per_image,
         ),
         source=source,
         network=network,

@@ -94,8 +94,8 @@ class BitBudgetExceededError(PrivacyRefusal):
             )
         return (
             f"tenant {self.tenant!r} asked for {self.asked_bits:g} bits of task {self.task!r}, and {self.left_bits:g} "
-            f"of {self.limit_bits:g} are left; nothing was released. Ask for fewer images, or for images that this "
-            "tenant was given before, which are free with keyed noise"
+            f"of {self.limit_bits:g} are left; nothing was released. Ask for fewer images, for images that this "
+            "tenant was given before, which are free with keyed noise, or raise the limit"
         )
 
 

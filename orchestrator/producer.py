@@ -334,9 +334,16 @@ def _to_numpy(z: Tensor) -> NDArray[np.float32]:
 
 
 def build_offers(
-    *, specs: Mapping[str, Any], shape: tuple[int, ...], backbone: str, split_index: int, n_train: int
+    *,
+    specs: Mapping[str, Any],
+    shape: tuple[int, ...],
+    backbone: str,
+    split_index: int,
+    n_train: int,
+    n_features: int,
+    bits_per_feature: float | None,
 ) -> dict[str, TaskOffer]:
-    """One offer per task; every task of a session has a feature of the same shape."""
+    """One offer per task; every task of a session has a feature of the same shape and channel."""
     if not specs:
         raise ConfigError("no task to train: name at least one with --tasks")
     return {
@@ -346,6 +353,8 @@ def build_offers(
             backbone=backbone,
             split_index=split_index,
             n_train=n_train,
+            n_features=n_features,
+            bits_per_feature=bits_per_feature,
         )
         for name, spec in specs.items()
     }

@@ -52,6 +52,10 @@ class TaskOffer:
     split_index: int
     n_train: int
     """How many training examples there are: example ids run from 0 to ``n_train - 1``."""
+    bits_per_feature: float | None = None
+    """That a feature tells of its image at most; None: nothing bounds it."""
+    n_features: int = 0
+    """That the whole training sends, of all epochs and subsets together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

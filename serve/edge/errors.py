@@ -8,7 +8,7 @@ __all__ = ["AnswerError", "HeadError", "NotServedError", "RefusedError", "Unreac
 
 
 class RefusedError(UserError):
-    """The server knows no such token, or it is expired or revoked (401, 403)."""
+    """The server knows no such token, or it is expired or revoked (401), or what was granted is used up (403)."""
 
 
 class NotServedError(UserError):

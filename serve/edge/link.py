@@ -157,11 +157,13 @@ class Link:
         status, told = received.status, received.explanation
         if status < 400:
             return received
-        if status in {401, 403}:
+        if status == 401:
             raise RefusedError(
-                f"{self.url} does not accept the token ({status}: {told}): it is wrong, expired or revoked. Ask the "
+                f"{self.url} does not accept the token (401: {told}): it is wrong, expired or revoked. Ask the "
                 "producer for a new one"
             )
+        if status == 403:
+            raise RefusedError(f"{self.url} gives this tenant no more (403: {told}): ask the producer")
         if status == 404:
             raise NotServedError(f"{self.url} serves no such task to the holder of this token ({told})")
         raise AnswerError(f"{self.url} refused the request ({status}: {told})")

@@ -8,6 +8,7 @@ status  when
 204     nothing to do yet: come again
 400     the answer cannot be read; the work waits for a better one
 401     no valid token              404  no such training for this token
+403     the bits of the task are used up, and the training is over
 405     any method but POST
 408     a body that did not come in time
 409     another process of the same tenant has taken over
@@ -21,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Literal, Protocol
 
@@ -29,7 +30,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from orchestrator.errors import ProtocolError
+from orchestrator.errors import BitBudgetExceededError, ProtocolError
 from serve.bodies import read_encoded_body
 from serve.codec import MEDIA_TYPE, CodecError, compress, decompress
 from serve.problems import Problem, no_such_task, problem_of, response_to
@@ -55,6 +56,12 @@ class Admitted(Protocol):
         """Raises `Refused` where it would not be let in any more."""
         ...
 
+    def charge_training(
+        self, digests: Sequence[bytes], version: str, bits_per_release: float, *, releases: int = 0
+    ) -> None:
+        """Book bits, or raise `Refused`."""
+        ...
+
 
 class Admits(Protocol):
     """`serve.tenants.gate.Gate`, as far as it is needed here."""
@@ -77,19 +84,20 @@ class Door:
     def __init__(self, gate: Admits) -> None:
         self._gate, self._inside = gate, dict[bytes, Admitted]()
 
-    def enter(self, authorization: str | None, task: str) -> None:
+    def enter(self, authorization: str | None, task: str) -> Admitted:
         """Raises `Refused`."""
         who = hashlib.sha256(f"{task}\n{authorization or ''}".encode()).digest()
         if (admission := self._inside.get(who)) is None:
             admission = self._gate.admit(authorization, task=task, verb="train")
             self._gate.audit(admission, task=task, verb="train", outcome=200, detail="began to train")
             self._inside[who] = admission
-            return
+            return admission
         try:
             admission.recheck()
         except Refused:
             self._inside.pop(who, None)
             raise
+        return admission
 
 
 def training_app(exchanges: Mapping[str, Exchange], gate: Admits, *, poll_s: float = POLL_S) -> FastAPI:
@@ -99,7 +107,7 @@ def training_app(exchanges: Mapping[str, Exchange], gate: Admits, *, poll_s: flo
     @app.post("/tasks/{task}/training")
     async def training(task: str, request: Request) -> Response:
         try:
-            door.enter(request.headers.get("authorization"), task)
+            admission = door.enter(request.headers.get("authorization"), task)
             exchange = exchanges.get(task)
             if exchange is None:
                 raise no_such_task()
@@ -108,6 +116,7 @@ def training_app(exchanges: Mapping[str, Exchange], gate: Admits, *, poll_s: flo
             work = await _next(exchange, poll_s)
             if work is None:
                 return Response(status_code=HTTPStatus.NO_CONTENT, headers=_HEADERS)
+            await _charge(admission, work, exchange)
             return await _packed(work, reply, request.headers.get("accept-encoding", ""))
         except ClientDisconnect:
             return Response(status_code=_GONE)
@@ -167,6 +176,22 @@ async def _next(exchange: Exchange, poll_s: float) -> Work | None:
         if work is not None or left_s <= 0 or exchange.over:
             return work
         await asyncio.wait([asyncio.wrap_future(ready)], timeout=left_s)
+
+
+async def _charge(admission: Admitted, work: Work, exchange: Exchange) -> None:
+    """Book what the work tells before it goes out; again it is free. Raises `Refused`, and the session hears why."""
+    if (of := work.releases) is None:
+        return
+    try:
+        await asyncio.to_thread(
+            admission.charge_training, of.digests, of.version, of.bits_per_release, releases=of.planned
+        )
+    except Refused as refusal:
+        if isinstance(refusal.__cause__, BitBudgetExceededError):
+            whole = f" ({of.planned} features, {of.planned * of.bits_per_release:g} bits)" if of.planned else ""
+            told = f"no more of the training{whole} is sent to the tenant of task {exchange.task!r}"
+            exchange.withhold(work, ProtocolError(f"{told}: {refusal.__cause__}"))
+        raise
 
 
 async def _packed(work: Work, reply: Reply, accepted: str) -> Response:

@@ -6,6 +6,8 @@ after how many steps they were kept.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -13,10 +15,12 @@ import numpy as np
 from orchestrator.consumer import ConsumerConfig
 from orchestrator.errors import CheckpointError, ProtocolError
 from orchestrator.ports import Pending, Ready
+from orchestrator.privacy.bounded.bit_ledger import RELEASE_DIGEST_BYTES
 from orchestrator.wire import EvaluationReport, FeatureBatch, FeatureGradient, PublicKey, SealedLabels, TaskOffer
 from serve.remote.exchange import Asked, Exchange
 from serve.remote.messages import (
     Array,
+    Releases,
     Reply,
     batch_arrays,
     batch_fields,
@@ -37,6 +41,7 @@ class RemoteConsumer:
     def __init__(self, offer: TaskOffer, config: ConsumerConfig, exchange: Exchange, *, run: str) -> None:
         """``run``: which training this is, the same after a restart, so that the tenant finds its states again."""
         self._offer, self._config, self._exchange, self._run = offer, config, exchange, run
+        self._steps_done = 0
 
     @property
     def task(self) -> str:
@@ -46,7 +51,8 @@ class RemoteConsumer:
     def public_key(self) -> Asked[PublicKey]:
         """The key to which its labels are to be sealed. With this a sitting begins: the tenant makes a fresh head."""
         fields = {"run": self._run, **offer_fields(self._offer, self._config)}
-        return self._exchange.begin(fields, lambda reply: read_key(self.task, reply))
+        plan = self._releases("begin", (), planned=self._offer.n_features)
+        return self._exchange.begin(fields, lambda reply: read_key(self.task, reply), releases=plan)
 
     def receive_labels(self, sealed: Pending[SealedLabels]) -> Asked[None]:
         """Open and keep the labels of one subset."""
@@ -56,8 +62,13 @@ class RemoteConsumer:
     def learn(self, batch: Pending[FeatureBatch]) -> Asked[FeatureGradient]:
         """Update the head once for this step and return dL/dz."""
         sent, contract = batch.result(), self._offer.contract
+        self._steps_done = sent.step + 1
         return self._exchange.ask(
-            "learn", batch_fields(sent), batch_arrays(sent), lambda reply: read_gradient(contract, reply)
+            "learn",
+            batch_fields(sent),
+            batch_arrays(sent),
+            lambda reply: read_gradient(contract, reply),
+            releases=self._releases("learn", range(len(sent.example_ids))),
         )
 
     def evaluate(self, batch: Pending[FeatureBatch]) -> Asked[EvaluationReport]:
@@ -71,7 +82,13 @@ class RemoteConsumer:
             last = start + rows >= n
             fields = {**batch_fields(whole), "first": start == 0, "last": last}
             arrays: dict[str, Array] = {"example_ids": whole.example_ids[part], "features": whole.features[part]}
-            asked = self._exchange.ask("evaluate", fields, arrays, self._reader(whole.subset, n) if last else _nothing)
+            asked = self._exchange.ask(
+                "evaluate",
+                fields,
+                arrays,
+                self._reader(whole.subset, n) if last else _nothing,
+                releases=self._releases(whole.subset, whole.example_ids[part]),
+            )
         assert asked is not None
         return asked
 
@@ -90,7 +107,8 @@ class RemoteConsumer:
                 f"the checkpoint was made with a hosted tenant for task {self.task!r}, and its head is no remote "
                 "tenant's to have: resume without --remote, or start anew"
             )
-        return self._exchange.ask("restore", {"steps": int(state["kept_after"])}, {}, _nothing)
+        self._steps_done = int(state["kept_after"])
+        return self._exchange.ask("restore", {"steps": self._steps_done}, {}, _nothing)
 
     def revive(self) -> None:
         """Wait until a process of the tenant is there. Raises `PartyLostError` after the exchange's patience."""
@@ -99,6 +117,22 @@ class RemoteConsumer:
     def close(self) -> None:
         """Ask nothing more in this session."""
         self._exchange.forget()
+
+    def _releases(self, what: str, places: Iterable[int], *, planned: int = 0) -> Releases | None:
+        """What the ledger of bits is told; None where nothing bounds the feature.
+
+        A digest is of all that this training's noise is a function of (`orchestrator.release`), so what is sent again,
+        or done again after a restart, is no new release.
+        """
+        if self._offer.bits_per_feature is None:
+            return None
+        digests = (hashlib.sha256(f"{self._run} {what} {self._steps_done} {place}".encode()) for place in places)
+        return Releases(
+            version=f"training {self._run}",
+            bits_per_release=self._offer.bits_per_feature,
+            digests=tuple(digest.digest()[:RELEASE_DIGEST_BYTES] for digest in digests),
+            planned=planned,
+        )
 
     def _reader(self, subset: str, n: int) -> Any:
         return lambda reply: read_report(self.task, subset=subset, n_examples=n, reply=reply)

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import Any, Final, Generic, TypeVar
 
 from orchestrator.errors import MetaMorphosisError, PartyLostError, ProtocolError
-from serve.remote.messages import Array, Kind, Reply, Work, raise_error
+from serve.remote.messages import Array, Kind, Releases, Reply, Work, raise_error
 
 T = TypeVar("T")
 _LOOK_S: Final = 1.0
@@ -81,25 +81,34 @@ class Exchange:
 
     # -- the session's side --------------------------------------------------------------------------------------------
 
-    def begin(self, fields: Mapping[str, Any], read: Callable[[Reply], T]) -> Asked[T]:
+    def begin(
+        self, fields: Mapping[str, Any], read: Callable[[Reply], T], *, releases: Releases | None = None
+    ) -> Asked[T]:
         """The first work of a new sitting. Whatever was asked before is forgotten."""
-        return self._sit("begin", fields, read)
+        return self._sit("begin", fields, read, releases)
 
     def end(self, fields: Mapping[str, Any], read: Callable[[Reply], T]) -> Asked[T]:
         """The last work, in a sitting of its own: any process of the tenant's can do it, also one that came for it."""
         return self._sit("end", fields, read)
 
     def ask(
-        self, kind: Kind, fields: Mapping[str, Any], arrays: Mapping[str, Array], read: Callable[[Reply], T]
+        self,
+        kind: Kind,
+        fields: Mapping[str, Any],
+        arrays: Mapping[str, Array],
+        read: Callable[[Reply], T],
+        *,
+        releases: Releases | None = None,
     ) -> Asked[T]:
         """Queue a work. What its ``read`` makes of the answer is the result.
 
-        Raises `PartyLostError` if the process that was asked before is gone; `begin` is what starts again.
+        ``releases``: bounded features that it carries. Raises `PartyLostError` if the process that was asked before is
+        gone; `begin` is what starts again.
         """
         with self._lock:
             if self._broken:
                 raise PartyLostError(self._broken)
-            return self._ask(kind, fields, arrays, read)
+            return self._ask(kind, fields, arrays, read, releases)
 
     def forget(self) -> None:
         """Take back what was asked and not answered."""
@@ -133,24 +142,38 @@ class Exchange:
                 self._lose(error)
                 raise error
 
-    def _sit(self, kind: Kind, fields: Mapping[str, Any], read: Callable[[Reply], T]) -> Asked[T]:
+    def _sit(
+        self, kind: Kind, fields: Mapping[str, Any], read: Callable[[Reply], T], releases: Releases | None = None
+    ) -> Asked[T]:
         with self._lock:
             self._lose(PartyLostError(f"the session with the tenant of task {self.task!r} began anew"))
             self._sitting, self._next_number, self._broken = secrets.token_hex(8), 0, ""
             self._heard_at = self._clock()
-            return self._ask(kind, fields, {}, read)
+            return self._ask(kind, fields, {}, read, releases)
 
     def _ask(
-        self, kind: Kind, fields: Mapping[str, Any], arrays: Mapping[str, Array], read: Callable[[Reply], T]
+        self,
+        kind: Kind,
+        fields: Mapping[str, Any],
+        arrays: Mapping[str, Array],
+        read: Callable[[Reply], T],
+        releases: Releases | None,
     ) -> Asked[T]:
-        work = Work(sitting=self._sitting, number=self._next_number, kind=kind, fields=fields, arrays=arrays)
+        work = Work(
+            sitting=self._sitting,
+            number=self._next_number,
+            kind=kind,
+            fields=fields,
+            arrays=arrays,
+            releases=releases,
+        )
         self._next_number += 1
         asked = Asked(self, work, read)
         self._queue.append(asked)
         self._wake()
         return asked
 
-    def _lose(self, error: PartyLostError) -> None:
+    def _lose(self, error: MetaMorphosisError) -> None:
         while self._queue:
             self._queue.popleft().future.set_exception(error)
 
@@ -201,6 +224,12 @@ class Exchange:
             if self._waiting is None:
                 self._waiting = Future()
             return None, self._waiting
+
+    def withhold(self, work: Work, error: MetaMorphosisError) -> None:
+        """The result of a work that may not go out, nor what was asked after it; one of the past stays as it is."""
+        with self._lock:
+            if self._queue and self._queue[0].work is work:
+                self._lose(error)
 
     def _meet(self, process: str) -> None:
         self._heard_at = self._clock()

@@ -47,13 +47,26 @@ from tasks.spec import TaskSpec
 Kind = Literal["begin", "labels", "learn", "evaluate", "keep", "restore", "end"]
 Array = NDArray[Any]
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Of these messages. Both sides refuse any other."""
 ENVELOPE_BYTES: Final = 64 * 1024
 """What a message may have beside its tensors."""
 HELLO: Final = -1
 """Number of an answer that answers nothing: a process says that it is there."""
 _FIELD: Final = "message"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Releases:
+    """Bounded features, as the ledger of bits knows them."""
+
+    version: str
+    """Under which they are charged."""
+    bits_per_release: float
+    digests: tuple[bytes, ...] = ()
+    """One a feature: equal ones have equal noise."""
+    planned: int = 0
+    """Of this version in all, those that were charged already among them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +80,8 @@ class Work:
     fields: Mapping[str, Any] = field(default_factory=dict)
     """JSON."""
     arrays: Mapping[str, Array] = field(default_factory=dict, repr=False)
+    releases: Releases | None = field(default=None, repr=False)
+    """What is charged before it goes out. It stays with the producer."""
 
     @property
     def tag(self) -> str:
@@ -162,6 +177,8 @@ def offer_fields(offer: TaskOffer, config: ConsumerConfig) -> dict[str, Any]:
         "backbone": offer.backbone,
         "split_index": offer.split_index,
         "n_train": offer.n_train,
+        "n_features": offer.n_features,
+        "bits_per_feature": offer.bits_per_feature,
         "config": dataclasses.asdict(config),
     }
 
@@ -177,6 +194,8 @@ def read_offer(fields: Mapping[str, Any]) -> tuple[TaskOffer, ConsumerConfig]:
             backbone=str(fields["backbone"]),
             split_index=int(fields["split_index"]),
             n_train=int(fields["n_train"]),
+            n_features=int(fields["n_features"]),
+            bits_per_feature=None if fields["bits_per_feature"] is None else float(fields["bits_per_feature"]),
         ), ConsumerConfig(**{**config, "optimiser": OptimiserConfig(**config["optimiser"])})
     except (KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"the producer's offer cannot be read ({error}): update this program") from error

@@ -109,6 +109,16 @@ class Admission:
         """
         self._gate._charge(self, digests, version, bits_per_release, fresh, features)
 
+    def charge_training(
+        self, digests: Sequence[bytes], version: str, bits_per_release: float, *, releases: int = 0
+    ) -> None:
+        """As `charge`, for bounded features of a training: bits alone, whose noise is known by their digests.
+
+        ``releases``: that there will be of this version in all; refused before the first if they do not fit. What is
+        refused for want of bits has the `BitBudgetExceededError`, which is not for the tenant, as its cause.
+        """
+        self._gate._charge_training(self, digests, version, bits_per_release, releases)
+
     def recheck(self) -> None:
         """Whether it would still be let in, for a stream that stays open. Raises `Refused`; takes no request."""
         self._gate._recheck(self)
@@ -263,6 +273,20 @@ class Gate:
             each = "" if bits is None else f", {bits:g} bits each"
             self._write_refusal(refusal, to, f"{features} features of version {version}{each}")
             raise refusal from None
+
+    def _charge_training(
+        self, to: Admission, digests: Sequence[bytes], version: str, bits: float, releases: int
+    ) -> None:
+        try:
+            self._still(self._reader.standing(to.token, to.task, to.verb), to)
+            self._bits.check_room(to.tenant, to.task, version, releases, bits)
+            self._bits.charge(to.tenant, to.task, version, digests, bits, fresh=False)
+        except (Refused, BitBudgetExceededError) as error:
+            refusal = error if isinstance(error, Refused) else Refused.because(SPENT)
+            self._write_refusal(refusal, to, f"{max(releases, len(digests))} features of {version}, {bits:g} bits each")
+            if refusal is error:
+                raise
+            raise refusal from error
 
     def _recheck(self, admission: Admission) -> None:
         try:

@@ -183,6 +183,18 @@ class BitLedger(SharedLedgerFile):
             db.execute("UPDATE spending SET releases = releases + ? WHERE id = ?", (counted, spending))
         return bits
 
+    def check_room(self, tenant: str, task: str, version: str, releases: int, bits_per_release: float) -> None:
+        """Whether so many releases of that version would fit, those that were charged already among them.
+
+        For what is to be given in many parts, of which the first is worth nothing without the last. Nothing is charged
+        or kept free. Raises `BitBudgetExceededError`.
+        """
+        account = self.account(tenant, task)
+        known = sum(part.releases for part in account.spending if part.version == version)
+        bits = max(0, releases - known) * bits_per_release
+        if bits and not account.has_room_for(bits):
+            raise BitBudgetExceededError(tenant, task, bits, account.left_bits, account.limit_bits)
+
     def spent(self, tenant: str, task: str) -> float:
         """Bits released so far; 0 for a pair that the ledger does not know."""
         return self.account(tenant, task).spent_bits

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.errors import ConfigError, LedgerError
+from orchestrator.errors import BitBudgetExceededError, ConfigError, LedgerError
 from orchestrator.privacy.bounded.bit_ledger import BitLedger
 from serve.tenants.audit import AuditLog
 from serve.tenants.gate import EVERY_TASK, Gate, Refused
@@ -208,6 +208,41 @@ def test_bits_are_charged_once_for_keyed_noise_and_refused_where_they_are_used_u
         assert charge(gate, alice, 1, bits=BITS, digests=digests[2:3]) == 200
         assert charge(gate, alice, 1, bits=BITS, digests=digests[3:]) == 403
         assert bits.spent("alice", "smile") == 3 * BITS
+
+
+def test_a_training_is_charged_bits_and_neither_features_nor_requests(gate, registry, alice):
+    registry.set_features("alice", "smile", 0)
+    digests = [number.to_bytes(16, "big") for number in range(4)]
+    admission = gate.admit(alice, task="smile", verb="train")
+    with BitLedger(gate.places.bits) as bits:
+        with pytest.raises(Refused) as refused:
+            admission.charge_training(digests[:1], "training a", BITS)
+        assert refused.value.status == 403
+        assert isinstance(refused.value.__cause__, BitBudgetExceededError)
+        bits.set_limit("alice", "smile", 3 * BITS)
+        for n in (2, 2, 3):
+            admission.charge_training(digests[:n], "training a", BITS)
+        with pytest.raises(Refused):
+            admission.charge_training(digests, "training a", BITS)
+        admission.charge_training((), "training a", BITS, releases=3)
+        with pytest.raises(Refused):
+            admission.charge_training((), "training a", BITS, releases=4)
+        assert bits.spent("alice", "smile") == 3 * BITS
+    assert registry.tenant("alice").grants[0].features == 0
+    with AuditLog(gate.places.audit) as log:
+        told = [line.detail for line in log.lines() if line.outcome == 403]
+    assert told == [f"{n} features of training a, {BITS:g} bits each" for n in (1, 4, 4)]
+
+
+def test_a_training_ends_with_the_grant(gate, registry, alice):
+    admission = gate.admit(alice, task="smile", verb="train")
+    with BitLedger(gate.places.bits) as bits:
+        bits.set_limit("alice", "smile", math.inf)
+        registry.take_back("alice", "smile")
+        with pytest.raises(Refused) as refused:
+            admission.charge_training([bytes(16)], "training a", BITS)
+        assert refused.value.status == 404
+        assert bits.spent("alice", "smile") == 0
 
 
 def test_no_bits_are_spent_on_features_that_the_quota_does_not_let_out(gate, registry, alice):

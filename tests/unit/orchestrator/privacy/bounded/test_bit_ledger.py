@@ -110,6 +110,23 @@ def test_a_limit_of_n_features_has_room_for_n_and_no_more(path, n):
             keyed(ledger, n)
 
 
+def test_room_is_looked_for_before_the_first_of_many_parts(path):
+    """What was charged of them counts, what was charged of another version is in their way, and nothing is kept."""
+    with BitLedger(path) as ledger:
+        ledger.set_limit("t", "smile", 5 * BITS)
+        ledger.check_room("t", "smile", "1", 5, BITS)
+        with pytest.raises(BitBudgetExceededError) as refused:
+            ledger.check_room("t", "smile", "1", 6, BITS)
+        assert refused.value.asked_bits == 6 * BITS
+        keyed(ledger, 1, 2, 3)
+        ledger.check_room("t", "smile", "1", 5, BITS)
+        with pytest.raises(BitBudgetExceededError) as refused:
+            ledger.check_room("t", "smile", "2", 3, BITS)
+        assert refused.value.left_bits == pytest.approx(2 * BITS)
+        ledger.check_room("t", "smile", "2", 0, BITS)
+        assert ledger.spent("t", "smile") == 3 * BITS
+
+
 def test_rounding_takes_no_room_away(path):
     """3 * 0.1 is above 0.3 in floating point."""
     with BitLedger(path) as ledger:
