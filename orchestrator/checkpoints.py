@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,11 +33,16 @@ class Checkpoints:
     keep: int = 2
     """How many of the newest stay."""
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state after ``step`` steps. Raises `OSError` if it cannot; what was there before is still whole."""
+    def save(self, step: int, state: Mapping[str, Any], *, spare: Collection[int] = ()) -> None:
+        """Write the state after ``step`` steps; those after ``spare`` stay, however old.
+
+        Raises `OSError` if it cannot; what was there before is still whole.
+        """
         save_state(self._path(step), {"identity": self.identity, "step": step, "state": dict(state)}, kind=self.kind)
+        spared = {self._path(step) for step in spare}
         for old in self._paths()[: -self.keep]:
-            old.unlink(missing_ok=True)
+            if old not in spared:
+                old.unlink(missing_ok=True)
         self._sweep()
 
     def try_save(self, step: int, state: Mapping[str, Any]) -> str | None:

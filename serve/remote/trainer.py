@@ -111,6 +111,8 @@ class Trainer:
         """To the last work."""
         self._table: _Table | None = None
         self._sitting = ""
+        self._restored = set[int]()
+        """After how many steps the producer has gone on before: there it may begin once more, whatever came since."""
         self._works: Mapping[Kind, Callable[[Work], Said]] = {
             "begin": self._begin,
             "labels": self._labels,
@@ -182,7 +184,7 @@ class Trainer:
         state = table.consumer.state_dict()
         steps = int(state["step"]) + 1
         try:
-            table.kept.save(steps, {"begun": table.begun, "consumer": state})
+            table.kept.save(steps, {"begun": table.begun, "consumer": state}, spare=self._restored)
         except OSError as error:
             raise ProtocolError(f"the tenant cannot keep its state: {error.strerror or error}") from error
         return {"steps": steps}, {}
@@ -191,6 +193,7 @@ class Trainer:
         table, steps = self._at_table, int(work.fields["steps"])
         table.consumer.load_state_dict(table.kept.at(steps)["consumer"])
         table.kept.forget_after(steps)
+        self._restored.add(steps)
         return {}, {}
 
     def _end(self, work: Work) -> Said:

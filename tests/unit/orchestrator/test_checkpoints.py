@@ -44,6 +44,15 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(checkpoints, damage, ca
     assert "damaged" in caplog.text or "truncated" in caplog.text
 
 
+def test_what_may_be_gone_back_to_stays_however_old(checkpoints):
+    for step in range(6):
+        checkpoints.save(step, state(step), spare={1})
+    assert [path.name[-1] for path in sorted(checkpoints.folder.iterdir())] == ["1", "4", "5"]
+    assert checkpoints.at(1)["weights"].tolist() == [1.0] * 3
+    checkpoints.save(6, state(6))
+    assert [path.name[-1] for path in sorted(checkpoints.folder.iterdir())] == ["5", "6"]
+
+
 def test_where_none_is_whole_it_says_what_is_wrong_with_each(checkpoints):
     checkpoints.save(1, state(1))
     (path,) = checkpoints.folder.iterdir()

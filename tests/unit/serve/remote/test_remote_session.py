@@ -238,6 +238,17 @@ def test_a_producer_that_is_killed_amid_a_step_gets_its_tenant_back(tiny_plan, h
     assert found[0][-1].losses == hosted[0][-1].losses
 
 
+def test_a_producer_that_dies_in_further_epochs_finds_where_they_began(tiny_plan, listener, start_tenant):
+    """They are kept nowhere but in the tenant's states, of which there are more by then than it keeps otherwise."""
+    tenant = start_tenant()
+    _, first = trained(open_session(tiny_plan, listener))
+    longer = dataclasses.replace(tiny_plan, config=dataclasses.replace(tiny_plan.config, epochs=4))
+    trained(open_session(longer, listener, keep_every=1), first.state)
+    found = finish(open_session(longer, listener), listener, first.state)
+    _, hosted = trained(open_session(tiny_plan))
+    check_same(found, trained(open_session(longer), hosted.state), tenant)
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
