@@ -206,7 +206,7 @@ def _decoded(
         network = decoder(channels, side, plan.data.image_size, width=attack.width)
     batches = ShuffledBatches(len(public), batch_size=64, seed=derive_seed(seed, "decoder", "batches"))
     total = attack.decoder_epochs * batches.steps_per_epoch
-    optimizer = torch.optim.Adam(network.parameters(), attack.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), attack.learning_rate, fused=True)
     for step in range(total):
         ids = torch.from_numpy(batches.ids(step))
         loss = nn.functional.mse_loss(network(z["attacker"][ids]), public[ids])
@@ -260,9 +260,9 @@ class HijackingConsumer(LocalConsumer):
             self.decoder = decoder(channels, side, public.shape[-1], width=attack.width)
             self.critic = _critic(channels, side, width=attack.width)
         own = [*self.pilot.parameters(), *self.decoder.parameters()]
-        self._optimizer = torch.optim.Adam(own, attack.learning_rate)
+        self._optimizer = torch.optim.Adam(own, attack.learning_rate, fused=True)
         self._critic_optimizer = torch.optim.Adam(
-            self.critic.parameters(), attack.critic_learning_rate, betas=(0.0, 0.9)
+            self.critic.parameters(), attack.critic_learning_rate, betas=(0.0, 0.9), fused=True
         )
         self._batches = ShuffledBatches(len(public), batch_size=64, seed=derive_seed(seed, "hijack", "batches"))
         self._random = torch.Generator().manual_seed(derive_seed(seed, "hijack", "mix"))

@@ -121,7 +121,9 @@ class TrainedDecoder:
         batches = ShuffledBatches(len(train_z), batch_size=self.batch_size, seed=derive_seed(seed, "decoder batches"))
         total = max(self.min_steps, self.epochs * batches.steps_per_epoch)
         interval = math.ceil(total / self.checks)
-        optimiser = torch.optim.AdamW(decoder.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        optimiser = torch.optim.AdamW(
+            decoder.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.learning_rate, total_steps=total, pct_start=0.2)
         average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(self.averaging))
         best_loss, best = self._validate(decoder, validation), _copy(decoder)

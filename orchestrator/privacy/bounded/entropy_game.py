@@ -118,7 +118,7 @@ class EntropyGame:
             return ADVERSARIES[name](self._size, self._n_secrets).to(self._device)
 
     def _optimiser(self, name: str) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._adversaries[name].parameters(), lr=RATE)
+        return torch.optim.AdamW(self._adversaries[name].parameters(), lr=RATE, fused=True)
 
 
 def shares_given(own_y: NDArray[np.int64], secret_y: NDArray[np.int64], n_secrets: int) -> Tensor:
