@@ -9,6 +9,7 @@ from orchestrator.assembly import SessionPlan
 from orchestrator.catalog import Catalog
 from orchestrator.catalog_records import EncoderRecord, TaskEntry, TaskRecord
 from orchestrator.errors import PublishConflictError
+from orchestrator.release import NoisePlan
 from orchestrator.runs.observer import RunObserver
 from orchestrator.runs.opening import NOBODY, OpenConsumer
 from orchestrator.runs.phase_two import SessionResult, run_session, with_epochs
@@ -54,6 +55,7 @@ def publish_apart(
             plan = dataclasses.replace(
                 with_epochs(plan, plan.config.epochs + plan.config.conflict_epochs),
                 fixed_modules=fixed_modules(catalog, encoder, published),
+                noise=_noise_apart_from(plan.noise, newcomers),
             )
             session = run_session(plan, runtime, observer, state=session.state, remote=remote)
             continue
@@ -61,3 +63,11 @@ def publish_apart(
     raise PublishConflictError(
         f"{', '.join(plan.data.specs)} was overtaken {_ATTEMPTS} times by others' publications; run the command again"
     )
+
+
+def _noise_apart_from(noise: NoisePlan | None, newcomers: str) -> NoisePlan | None:
+    """Other noise for each who came: a run that dies here and is resumed may meet others, and train other weights.
+
+    The difference of two features that other weights made under the same noise would hold none.
+    """
+    return None if noise is None else dataclasses.replace(noise, run=f"{noise.run}, apart from {newcomers}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from orchestrator import release
 from orchestrator.catalog import Catalog
 from orchestrator.evaluation.attacks.hijack import measure_hijack
 from orchestrator.evaluation.collect import Published, collect
@@ -49,6 +51,33 @@ def channels(home: Path) -> dict[str, ChannelConfig | None]:
     """Task to what its published guarantee says of its feature."""
     records = catalog(home).tasks("1")
     return {task: Guarantee.from_json(dict(record.guarantee)).channel for task, record in records.items()}
+
+
+def test_further_epochs_have_noise_of_their_own_for_whoever_was_published_meanwhile(home, write_parquet, monkeypatch):
+    """A run that dies in them may be resumed beside other newcomers: other weights under the same noise hold none."""
+    assert run_train("--data", write_parquet(), "--phase", "encoder", "--epsilon", "8") == 0
+    publish, draw = Catalog.publish_tasks, release.step_normal
+    overtaken, drawn = threading.Event(), []
+
+    def overtake(self, version, entries, **rest):
+        if [entry.spec.name for entry in entries] == ["pose"] and not overtaken.is_set():
+            overtaken.set()
+            assert run_add("glasses", *BOUNDED) == 0
+        return publish(self, version, entries, **rest)
+
+    def noting(key, *, run, task, step, **rest):
+        if task == "pose":
+            drawn.append((run, step))
+        return draw(key, run=run, task=task, step=step, **rest)
+
+    monkeypatch.setattr(Catalog, "publish_tasks", overtake)
+    monkeypatch.setattr(release, "step_normal", noting)
+    assert run_add("pose", "--conflict-epochs", "1", *BOUNDED) == 0
+    assert overtaken.is_set()
+    run = drawn[0][0]
+    n = len([name for name, _ in drawn if name == run])
+    assert drawn[:n] == [(run, step) for step in range(n)]
+    assert drawn[n:] == [(f"{run}, apart from glasses", step) for step in range(n, n + n // 2)]
 
 
 def test_bounded_tasks_are_published_with_their_bound_behind_an_encoder_that_knows_of_none(home, write_parquet, capsys):

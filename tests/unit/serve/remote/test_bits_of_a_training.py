@@ -186,8 +186,8 @@ def test_the_offer_says_what_a_training_tells(bounded_plan, tiny_plan):
     assert open_session(tiny_plan).producer.offers()[TASK].bits_per_feature is None
 
 
-def test_digests_differ_wherever_noise_does(bounded_plan, listener, ledger):
-    """By training, step, subset and place; those of an evaluation by the steps that were done before."""
+def test_digests_differ_wherever_noise_or_weights_do(bounded_plan, listener, ledger):
+    """By training, step, subset, place and feature; those of an evaluation by the steps that were done before."""
     found = set()
     n = 0
     for run in ("a", "b"):
@@ -195,7 +195,9 @@ def test_digests_differ_wherever_noise_does(bounded_plan, listener, ledger):
         for steps in (1, 2):
             consumer._steps_done = steps
             for what in ("learn", "validation", "test"):
-                digests = consumer._releases(what, np.arange(16)).digests
-                found |= set(digests)
-                n += len(digests)
+                for value in (0.0, 0.25):
+                    features = dict.fromkeys(range(16), np.full((4, 1, 1), value, np.float32))
+                    digests = consumer._releases(what, features).digests
+                    found |= set(digests)
+                    n += len(digests)
     assert len(found) == n
