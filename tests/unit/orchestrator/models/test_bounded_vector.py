@@ -62,6 +62,24 @@ def test_a_vector_behind_a_one_by_one_map_still_depends_on_it(channels):
     assert not torch.allclose(s[0], s[1])
 
 
+def test_power_goes_to_what_differs_between_images_from_the_beginning():
+    """What is rectified is alike for the most part: with weights of any mean, so is what is made of it."""
+    ours, of_any_mean = 0.0, 0.0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        x = (maps(1, 64, 8, 8, seed=seed) + 0.5 * maps(64, 64, 8, 8, seed=100 + seed)).relu()
+        module = BoundedVector(64, 8)
+        ours += varying(module(x))
+        module.layers[-1].reset_parameters()
+        of_any_mean += varying(module(x))
+    assert ours > 1.25 * of_any_mean
+
+
+def varying(s: torch.Tensor) -> float:
+    """Which part of the power differs from image to image."""
+    return float(s.detach().var(0).sum() / s.detach().square().mean(0).sum())
+
+
 def test_other_images_in_the_batch_change_nothing():
     module, x = BoundedVector(8, 4), maps(6, 8, 8, 8)
     torch.testing.assert_close(module(x)[2:3], module(x[2:3]), rtol=1e-5, atol=1e-5)
