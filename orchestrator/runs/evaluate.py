@@ -125,6 +125,11 @@ class _Run:
         self.sold = published.sold_classes
         self.draws = may_draw(published.opened.table.name, allow_people=settings.pictures)
         self.seconds: dict[str, float] = {}
+        # Here, so that a name that nobody knows is refused before anything is trained.
+        labels = AttackBudget.preset(settings.budget, seeds=settings.seeds)
+        self.of_labels = labels.only(settings.attacks) if settings.attacks else labels
+        images = ReconstructionBudget.preset(settings.budget, seeds=settings.seeds)
+        self.of_images = images.only(settings.decoders) if settings.decoders else images
 
     def measured(self, subject: Subject) -> Evaluation:
         """Part by part. A part that fails as a whole stops the evaluation; an attack that fails is reported."""
@@ -152,9 +157,7 @@ class _Run:
         return Examples.of(report, ENCODER, label=f"split {self.published.encoder.split_index}, {private}")
 
     def _leakage(self) -> LeakageReport:
-        settings, published = self.settings, self.published
-        budget = AttackBudget.preset(settings.budget, seeds=settings.seeds)
-        budget = budget.only(settings.attacks) if settings.attacks else budget
+        settings, published, budget = self.settings, self.published, self.of_labels
         images = published.images(budget.subsets) if budget.needs_images else None
         with self._timed("leakage", "attacking the features"):
             report = evaluate_leakage(
@@ -199,7 +202,6 @@ class _Run:
         )
 
     def _reconstruction(self) -> ReconstructionReport:
-        budget = ReconstructionBudget.preset(self.settings.budget, seeds=self.settings.seeds)
         shown = collect_shown(self.catalog, self.published)
         with self._timed("reconstruction", "getting images back"):
             return evaluate_reconstruction(
@@ -207,7 +209,7 @@ class _Run:
                 shown.images,
                 shown.labels,
                 shown.n_classes,
-                budget=budget,
+                budget=self.of_images,
                 seed=self.settings.seed,
                 run=self._runner(),
                 progress=self._told,

@@ -36,6 +36,9 @@ class EvaluateSettings:
     """Only these parts, as A,B,C: leakage, reconstruction, membership, hijack. Default: all of the budget."""
     attacks: tuple[str, ...] = ()
     """Only these attackers of labels, as A,B,C: linear, mlp, cnn ... Default: all of the budget."""
+    decoders: tuple[str, ...] = ()
+    """Only these of those that get images back, as A,B,C: decoder_8b, decoder, decoder_l1, decoder_staged, lookup,
+    inversion. Default: all of the budget."""
     alone: int = 0
     """Also train each task's network alone, without any privacy, for this many epochs, and print its accuracy."""
     ceiling: int = 0
@@ -69,6 +72,8 @@ class EvaluateSettings:
         of_leakage = self.alone or self.ceiling or self.attacks or self.control
         if self.parts and "leakage" not in self.parts and of_leakage:
             raise ConfigError("--alone, --ceiling, --control and --attacks belong to leakage: add it to --parts")
+        if self.parts and "reconstruction" not in self.parts and self.decoders:
+            raise ConfigError("--decoders belong to reconstruction: add it to --parts")
         if self.alone < 0 or self.ceiling < 0:
             raise ConfigError(f"--alone and --ceiling are numbers of epochs, got {self.alone} and {self.ceiling}")
 

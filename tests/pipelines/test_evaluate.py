@@ -144,6 +144,8 @@ def test_a_task_in_quarantine_is_not_published_and_the_others_are_evaluated(
         (["--parts", "leakage,leakage"], "named twice"),
         (["--parts", "hijack", "--alone", "2"], "belong to leakage"),
         (["--parts", "membership", "--control"], "belong to leakage"),
+        (["--parts", "leakage", "--decoders", "decoder"], "belong to reconstruction"),
+        (["--parts", "reconstruction", "--decoders", "oracle"], "known: decoder, lookup"),
         (["--ceiling", "-1"], "numbers of epochs"),
         (["--attacks", "oracle"], "known: cnn, few_50, knn, linear, mlp"),
         (["--beside", "nowhere"], "there is no evaluation at nowhere"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
@@ -39,6 +39,13 @@ class ReconstructionBudget(RowBudget):
         """The one of `RECONSTRUCTION_BUDGETS`, with another number of seeds if one is given."""
         budget = look_up(RECONSTRUCTION_BUDGETS, "reconstruction budget", name)
         return budget if seeds is None else replace(budget, seeds=seeds)
+
+    def only(self, names: Sequence[str]) -> ReconstructionBudget:
+        """With these attacks alone, in the budget's order. Raises `UnknownNameError`."""
+        known = {attack.name: attack for attack in self.attacks}
+        for name in names:
+            look_up(known, "attack of this budget", name)
+        return replace(self, attacks=tuple(attack for attack in self.attacks if attack.name in names))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the attacks' settings included."""

@@ -6,6 +6,7 @@ import pytest
 from orchestrator.errors import ConfigError, UnknownNameError
 from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.budget import BUDGETS, AttackBudget
+from orchestrator.evaluation.reconstruction.budget import ReconstructionBudget
 from orchestrator.evaluation.report import CLAIM_ATTACKS, CLAIM_SEEDS
 
 
@@ -22,6 +23,13 @@ def test_a_budget_can_be_cut_to_some_attacks_and_an_unknown_one_lists_the_known(
     assert [attack.name for attack in some.collusion] == ["linear"]
     with pytest.raises(UnknownNameError, match="knn"):
         AttackBudget.preset("full").only(["oracle"])
+
+
+def test_those_who_get_images_back_can_be_chosen_too():
+    some = ReconstructionBudget.preset("full").only(["lookup", "decoder"])
+    assert [attack.name for attack in some.attacks] == ["decoder", "lookup"]
+    with pytest.raises(UnknownNameError, match="decoder_staged"):
+        ReconstructionBudget.preset("full").only(["oracle"])
 
 
 def test_an_attacker_learns_from_its_own_rows_first_and_from_no_more_than_it_may():
