@@ -93,4 +93,6 @@ def test_the_demos_commands_run_as_written(tmp_path):
         )
         assert done.returncode == 0, done.stderr
     assert "excess" in done.stdout
-    assert list(tmp_path.glob("evaluations/*/leakage.png"))
+    (report,) = tmp_path.glob("evaluations/*/report.html")
+    assert str(report) in done.stdout
+    assert (report.parent / "figures" / "leakage.png").exists()
