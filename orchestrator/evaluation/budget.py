@@ -15,7 +15,7 @@ from orchestrator.evaluation.attacks.few_shot import FewShotAttack
 from orchestrator.evaluation.attacks.kernel import NearestAttack, SvmAttack
 from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.attacks.mlp import MlpAttack
-from orchestrator.evaluation.rows import RowBudget, check_names
+from orchestrator.evaluation.rows import RowBudget, check_names, only_named
 from tasks.registry import look_up
 
 
@@ -43,10 +43,7 @@ class AttackBudget(RowBudget):
 
     def only(self, names: Sequence[str]) -> AttackBudget:
         """With these attacks alone, in the budget's order. Raises `UnknownNameError`."""
-        known = {attack.name: attack for attack in self.attacks}
-        for name in names:
-            look_up(known, "attack of this budget", name)
-        kept = tuple(attack for attack in self.attacks if attack.name in names)
+        kept = only_named(self.attacks, names)
         return replace(self, attacks=kept, collusion=tuple(a for a in self.collusion if a.name in names))
 
     @property

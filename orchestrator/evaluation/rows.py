@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,18 @@ from numpy.typing import NDArray
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.attacks.base import LabelArray
 from orchestrator.sampling import derive_seed
+from tasks.registry import look_up
 
 AttackerData = Literal["attacker", "attacker+train"]
 Number = TypeVar("Number", bound=np.generic)
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_HasName)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +78,14 @@ class AttackerRows(NamedTuple):
     def of(self, by_subset: Mapping[str, NDArray[Number]]) -> NDArray[Number]:
         """The learned rows of something, as one array."""
         return np.concatenate([by_subset[subset][rows] for subset, rows in self.learned.items()])
+
+
+def only_named(attacks: Sequence[Named], names: Sequence[str]) -> tuple[Named, ...]:
+    """Those of these names, in their own order. Raises `UnknownNameError`."""
+    known = {attack.name: attack for attack in attacks}
+    for name in names:
+        look_up(known, "attack of this budget", name)
+    return tuple(attack for attack in attacks if attack.name in names)
 
 
 def check_names(kind: str, names: list[str]) -> None:

@@ -7,7 +7,7 @@ after how many steps they were kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -51,7 +51,7 @@ class RemoteConsumer:
     def public_key(self) -> Asked[PublicKey]:
         """The key to which its labels are to be sealed. With this a sitting begins: the tenant makes a fresh head."""
         fields = {"run": self._run, **offer_fields(self._offer, self._config)}
-        plan = self._releases("begin", {}, planned=self._offer.n_features)
+        plan = self._releases("begin", (), planned=self._offer.n_features)
         return self._exchange.begin(fields, lambda reply: read_key(self.task, reply), releases=plan)
 
     def receive_labels(self, sealed: Pending[SealedLabels]) -> Asked[None]:
@@ -68,7 +68,7 @@ class RemoteConsumer:
             batch_fields(sent),
             batch_arrays(sent),
             lambda reply: read_gradient(contract, reply),
-            releases=self._releases("learn", dict(enumerate(sent.features))),
+            releases=self._releases("learn", sent.features),
         )
 
     def evaluate(self, batch: Pending[FeatureBatch]) -> Asked[EvaluationReport]:
@@ -87,7 +87,7 @@ class RemoteConsumer:
                 fields,
                 arrays,
                 self._reader(whole.subset, n) if last else _nothing,
-                releases=self._releases(whole.subset, dict(enumerate(whole.features[part], start))),
+                releases=self._releases(whole.subset, whole.features[part], first=start),
             )
         assert asked is not None
         return asked
@@ -118,8 +118,8 @@ class RemoteConsumer:
         """Ask nothing more in this session."""
         self._exchange.forget()
 
-    def _releases(self, what: str, features: Mapping[int, Array], *, planned: int = 0) -> Releases | None:
-        """What the ledger of bits is told of features at these places; None where nothing bounds them.
+    def _releases(self, what: str, features: Iterable[Array], *, first: int = 0, planned: int = 0) -> Releases | None:
+        """What the ledger of bits is told of features from that place on; None where nothing bounds them.
 
         A digest is of the feature too, beside what its noise is a function of (`orchestrator.release`): what is sent
         again, or done again after a restart, is no new release if it is the same.
@@ -127,7 +127,9 @@ class RemoteConsumer:
         if self._offer.bits_per_feature is None:
             return None
         where = f"{self._run} {what} {self._steps_done}"
-        digests = (hashlib.sha256(f"{where} {place} ".encode() + z.tobytes()) for place, z in features.items())
+        digests = (
+            hashlib.sha256(f"{where} {place} ".encode() + z.tobytes()) for place, z in enumerate(features, first)
+        )
         return Releases(
             version=f"training {self._run}",
             bits_per_release=self._offer.bits_per_feature,

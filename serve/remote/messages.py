@@ -64,7 +64,7 @@ class Releases:
     """Under which they are charged."""
     bits_per_release: float
     digests: tuple[bytes, ...] = ()
-    """One a feature: equal ones have equal noise."""
+    """One a feature: equal ones are the same feature, sent again."""
     planned: int = 0
     """Of this version in all, those that were charged already among them."""
 

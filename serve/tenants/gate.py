@@ -112,7 +112,7 @@ class Admission:
     def charge_training(
         self, digests: Sequence[bytes], version: str, bits_per_release: float, *, releases: int = 0
     ) -> None:
-        """As `charge`, for bounded features of a training: bits alone, whose noise is known by their digests.
+        """As `charge`, for bounded features of a training: bits alone. Equal digests are one feature.
 
         ``releases``: that there will be of this version in all; refused before the first if they do not fit. What is
         refused for want of bits has the `BitBudgetExceededError`, which is not for the tenant, as its cause.
@@ -279,7 +279,8 @@ class Gate:
     ) -> None:
         try:
             self._still(self._reader.standing(to.token, to.task, to.verb), to)
-            self._bits.check_room(to.tenant, to.task, version, releases, bits)
+            if releases:
+                self._bits.check_room(to.tenant, to.task, version, releases, bits)
             self._bits.charge(to.tenant, to.task, version, digests, bits, fresh=False)
         except (Refused, BitBudgetExceededError) as error:
             refusal = error if isinstance(error, Refused) else Refused.because(SPENT)

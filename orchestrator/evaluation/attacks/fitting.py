@@ -21,6 +21,7 @@ from torch.nn import functional
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.attacks.base import AttackInput, AttackResult, FloatArray, score
 from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
+from orchestrator.optimisation import OptimiserConfig
 from orchestrator.sampling import ShuffledBatches, derive_seed
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
@@ -92,7 +93,7 @@ class Fitting:
         total = min(self.max_steps, max(self.min_steps, self.epochs * batches.steps_per_epoch))
         interval = math.ceil(total / self.checks)
         parameters = [p for p in network.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        optimiser = OptimiserConfig(lr=self.learning_rate, weight_decay=self.weight_decay).build(parameters)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.learning_rate, total_steps=total, pct_start=0.2)
         average = copy.deepcopy(network).requires_grad_(False).eval()
         loss = loss or cross_entropy_on(train_z, torch.from_numpy(data.train_y).to(data.device))

@@ -12,7 +12,7 @@ from orchestrator.evaluation.reconstruction.baselines import Lookup
 from orchestrator.evaluation.reconstruction.inversion import OptimisationInversion
 from orchestrator.evaluation.reconstruction.judge import JudgeConfig
 from orchestrator.evaluation.reconstruction.trained import TrainedDecoder
-from orchestrator.evaluation.rows import RowBudget, check_names
+from orchestrator.evaluation.rows import RowBudget, check_names, only_named
 from tasks.registry import look_up
 
 
@@ -42,10 +42,7 @@ class ReconstructionBudget(RowBudget):
 
     def only(self, names: Sequence[str]) -> ReconstructionBudget:
         """With these attacks alone, in the budget's order. Raises `UnknownNameError`."""
-        known = {attack.name: attack for attack in self.attacks}
-        for name in names:
-            look_up(known, "attack of this budget", name)
-        return replace(self, attacks=tuple(attack for attack in self.attacks if attack.name in names))
+        return replace(self, attacks=only_named(self.attacks, names))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the attacks' settings included."""

@@ -15,6 +15,7 @@ from orchestrator.evaluation.attacks.maps import Standardiser, as_maps
 from orchestrator.evaluation.reconstruction.base import ReconstructionInput, pixels, require_positive
 from orchestrator.evaluation.reconstruction.decoders import DECODERS, build_decoder, decode
 from orchestrator.evaluation.reconstruction.metrics import differentiable_ssim
+from orchestrator.optimisation import OptimiserConfig
 from orchestrator.sampling import ShuffledBatches, derive_seed
 from tasks.registry import look_up
 
@@ -121,8 +122,8 @@ class TrainedDecoder:
         batches = ShuffledBatches(len(train_z), batch_size=self.batch_size, seed=derive_seed(seed, "decoder batches"))
         total = max(self.min_steps, self.epochs * batches.steps_per_epoch)
         interval = math.ceil(total / self.checks)
-        optimiser = torch.optim.AdamW(
-            decoder.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
+        optimiser = OptimiserConfig(lr=self.learning_rate, weight_decay=self.weight_decay).build(
+            list(decoder.parameters())
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.learning_rate, total_steps=total, pct_start=0.2)
         average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(self.averaging))

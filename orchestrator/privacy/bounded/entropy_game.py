@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.models.seeding import seeded
-from orchestrator.optimisation import restore, snapshot
+from orchestrator.optimisation import OptimiserConfig, restore, snapshot
 from orchestrator.privacy.bounded.channel import ChannelConfig
 from orchestrator.sampling import derive_seed
 
@@ -118,7 +118,7 @@ class EntropyGame:
             return ADVERSARIES[name](self._size, self._n_secrets).to(self._device)
 
     def _optimiser(self, name: str) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._adversaries[name].parameters(), lr=RATE, fused=True)
+        return OptimiserConfig(lr=RATE).build(list(self._adversaries[name].parameters()))
 
 
 def shares_given(own_y: NDArray[np.int64], secret_y: NDArray[np.int64], n_secrets: int) -> Tensor:

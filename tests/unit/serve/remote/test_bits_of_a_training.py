@@ -196,7 +196,7 @@ def test_digests_differ_wherever_noise_or_weights_do(bounded_plan, listener, led
             consumer._steps_done = steps
             for what in ("learn", "validation", "test"):
                 for value in (0.0, 0.25):
-                    features = dict.fromkeys(range(16), np.full((4, 1, 1), value, np.float32))
+                    features = np.full((16, 4, 1, 1), value, np.float32)
                     digests = consumer._releases(what, features).digests
                     found |= set(digests)
                     n += len(digests)
