@@ -19,7 +19,16 @@ from typing import Any, Final
 
 import httpx
 
-from serve.connection import Patience, checked_token, checked_url, read_token, retry_after, trust
+from serve.connection import (
+    Patience,
+    checked_token,
+    checked_url,
+    is_untrusted,
+    read_token,
+    retry_after,
+    trust,
+    untrusted,
+)
 from tasks.errors import ConfigError, DataError, MetaMorphosisError, UserError
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -75,8 +84,9 @@ class Publisher:
         self._patience_s, self._sleep, self._clock = patience_s, sleep, clock
         self._pauses = Patience(total_s=patience_s, first_s=_FIRST_S, longest_s=_LONGEST_S)
         self._draw = random.Random()  # noqa: S311 - for pauses
+        self._url = checked_url(url, plain_http=plain_http)
         self._client = httpx.Client(
-            base_url=f"{checked_url(url, plain_http=plain_http)}/tasks/{task}",
+            base_url=f"{self._url}/tasks/{task}",
             headers={
                 "Authorization": f"Bearer {checked_token(token)}",
                 "Accept": "application/x-safetensors;precision=int8",
@@ -96,7 +106,7 @@ class Publisher:
         """Send one, and return the server's numbers for it.
 
         Raises `DataError` if the server does not take this image, `UserError` if it does not take the token or has no
-        such task for it, and `PublishError` if it did not answer for as long as it was tried.
+        such task for it, and `PublishError` if it did not answer for as long as it was tried, or is not to be trusted.
         """
         started, attempt = self._clock(), 0
         while True:
@@ -104,6 +114,8 @@ class Publisher:
             try:
                 response = self._client.post("/features", content=frame.data)
             except httpx.RequestError as error:
+                if is_untrusted(error):
+                    raise PublishError(untrusted(self._url, error)) from error
                 told = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:

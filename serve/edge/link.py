@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,17 @@ from typing import Any
 import httpx
 
 from serve.codec import CodecError, decompress
-from serve.connection import FOR_EVER, Patience, checked_token, checked_url, read_token, retry_after, trust
+from serve.connection import (
+    FOR_EVER,
+    Patience,
+    checked_token,
+    checked_url,
+    is_untrusted,
+    read_token,
+    retry_after,
+    trust,
+    untrusted,
+)
 from serve.edge.errors import AnswerError, NotServedError, RefusedError, UnreachableError
 
 __all__ = ["FOR_EVER", "Link", "Patience", "Received", "read_token"]
@@ -135,11 +144,8 @@ class Link:
             try:
                 received = send()
             except httpx.TransportError as error:
-                if _certificate(error):
-                    raise UnreachableError(
-                        f"the certificate of {self.url} is not trusted ({error}): give the file of the authority that "
-                        "signed it with --ca"
-                    ) from error
+                if is_untrusted(error):
+                    raise UnreachableError(untrusted(self.url, error)) from error
                 told: str = f"{type(error).__name__}: {error}"
             else:
                 if received.status not in PASSING:
@@ -167,16 +173,6 @@ class Link:
         if status == 404:
             raise NotServedError(f"{self.url} serves no such task to the holder of this token ({told})")
         raise AnswerError(f"{self.url} refused the request ({status}: {told})")
-
-
-def _certificate(error: BaseException) -> bool:
-    """Whether a certificate was the cause: that does not pass."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def _received(response: httpx.Response, max_bytes: int) -> Received:

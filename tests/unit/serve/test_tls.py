@@ -7,13 +7,18 @@ import socket
 import ssl
 import stat
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from http_server import on_uvicorn
 
 from orchestrator.errors import ConfigError, DataError
+from serve.edge.errors import UnreachableError
+from serve.edge.link import Link
+from serve.publish import Frame, Publisher, PublishError
 from serve.tenants import tls
 from serve.tenants.tls import self_signed
 
@@ -61,6 +66,37 @@ def test_who_was_given_another_does_not_trust_it(tmp_path):
     other, _ = self_signed(tmp_path / "b", ["localhost"])
     with pytest.raises(ssl.SSLCertVerificationError):
         shake_hands(certificate, key, "localhost", other)
+
+
+def publish(url: str, ca: Path | None, sleep: Callable[[float], None]) -> None:
+    with Publisher(url, "loop", "mm_token", ca=ca, sleep=sleep) as device:
+        device.publish(Frame("a.png", b"pixels"))
+
+
+def ask(url: str, ca: Path | None, sleep: Callable[[float], None]) -> None:
+    with Link(url, "mm_token", ca=ca, sleep=sleep) as link:
+        link.request("GET", "/tasks/loop/metadata")
+
+
+@pytest.mark.parametrize(("call", "kind"), [(publish, PublishError), (ask, UnreachableError)])
+def test_a_client_that_does_not_trust_it_says_so_at_once_and_sends_nothing(tmp_path, call, kind):
+    """Another try would find the same certificate."""
+    certificate, key = self_signed(tmp_path, ["127.0.0.1"])
+    asked: list[str] = []
+
+    async def app(scope, receive, send):
+        asked.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    slept: list[float] = []
+    with on_uvicorn(app, ssl_certfile=certificate, ssl_keyfile=key) as (host, port):
+        url = f"https://{host}:{port}"
+        with pytest.raises(kind, match=rf"the certificate of {url} is not trusted .*--ca"):
+            call(url, None, slept.append)
+        assert (asked, slept) == ([], [])
+        call(url, certificate, slept.append)
+    assert len(asked) == 1
 
 
 def test_the_key_is_for_its_owner_alone_and_the_certificate_for_everybody(tmp_path):
