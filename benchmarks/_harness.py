@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import sys
 import time
@@ -111,6 +112,12 @@ def run_encoder(encoder: nn.Module, x: Tensor) -> Tensor:
     """Without a graph."""
     with torch.no_grad():
         return torch.cat([encoder(part) for part in x.split(BATCH)])
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """That nobody listens at, for now."""
+    with socket.create_server((host, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def seconds(work: Callable[[], object], *, repeat: int = 1) -> float:

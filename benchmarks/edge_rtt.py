@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _harness import arguments, finish, session_plan
+from _harness import arguments, finish, free_port, session_plan
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
@@ -182,11 +181,6 @@ def body_bytes(batch: Any, gradient: Any, precision: Any) -> tuple[int, int]:
     fields, arrays = gradient_reply(gradient, precision)
     reply = Reply(process="0" * 16, sitting="0" * 16, number=1, precision=precision, fields=fields, arrays=arrays)
     return len(compress(work.to_bytes(precision), "zstd")), len(compress(reply.to_bytes(), "zstd"))
-
-
-def free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

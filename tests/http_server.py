@@ -1,4 +1,4 @@
-"""An ASGI app on uvicorn in a thread, and requests to it byte by byte."""
+"""An ASGI app on uvicorn in a thread, requests to it byte by byte, and a port for a server of one's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """That nobody listens at, for now."""
+    with socket.create_server((host, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

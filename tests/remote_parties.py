@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from orchestrator.assembly import SessionPlan
 from orchestrator.local import LocalConsumer, LocalProducer
 from orchestrator.privacy.escrow import TenantKey
@@ -18,6 +20,8 @@ from serve.tenants.gate import Gate
 from serve.tenants.registry import Registry
 
 TASK = "left"
+OUTCOME = {"version": "1.1-0123456789ab", "reason": ""}
+"""What a listener tells of a task that is published."""
 
 
 class Tenants:
@@ -69,3 +73,36 @@ def open_session(plan: SessionPlan, listener: Listener | None = None, *, run: st
         for task in plan.data.specs
     ]
     return Session(producer, consumers, steps_per_epoch=plan.steps_per_epoch, epochs=plan.config.epochs, **options)
+
+
+def trained(session, state=None):
+    """(epoch reports, outcome) of a session that is through; nobody was told yet."""
+    session.start(state)
+    return session.run(), session.finish()
+
+
+def finish(session, listener, state=None):
+    """The same, and the tenant is told."""
+    found = trained(session, state)
+    listener.tell({TASK: OUTCOME})
+    return found
+
+
+class Flaky(httpx.BaseTransport):
+    """Loses requests on the way up, or answers on the way down, every so often."""
+
+    def __init__(self, *, up: int, down: int) -> None:
+        self._real, self._up, self._down, self._n = httpx.HTTPTransport(), up, down, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._n += 1
+        if self._n % self._up == 0:
+            raise httpx.ConnectError("lost on the way up")
+        response = self._real.handle_request(request)
+        if self._n % self._down == 0:
+            response.read()
+            raise httpx.ReadError("lost on the way down")
+        return response
+
+    def close(self) -> None:
+        self._real.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from environments import build_wheel, fresh_environment, run
+from http_server import free_port
 from namespaces import NoNamespaceError, shaped_namespace
 from test_runs import catalog, run_train
 from tiny import ROOT
@@ -48,11 +48,6 @@ EXPORTS = "orchestrator.settings.export_head:ExportHeadSettings"
 
 def run_add(*flags: str) -> int:
     return execute("orchestrator.settings.add_task:AddTaskSettings", add_task.run, [*ADD, *flags], prog="add_task.py")
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def start_tenant(folder: Path, url: str, token: str, command: list[str], **environment: str) -> subprocess.Popen[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from remote_parties import TASK, Tenants, open_session
+from remote_parties import TASK, Flaky, Tenants, finish, open_session, trained
 
 from orchestrator.checkpoint import weights_hash
 from orchestrator.errors import ProtocolError
@@ -52,41 +52,29 @@ def releases(ledger: BitLedger) -> int:
     return sum(part.releases for part in ledger.account("acme", TASK).spending)
 
 
-def train(session, listener, state=None):
-    session.start(state)
-    session.run()
-    outcome = session.finish()
-    listener.tell({TASK: {"version": None, "reason": "enough"}})
-    return outcome
-
-
 def test_every_feature_of_a_training_is_charged(bounded_plan, listener, start_tenant, ledger, seen):
     """As often as noise was drawn for it; the last look at the validation subset is the epoch's once more."""
     ledger.set_limit("acme", TASK, ANY)
     start_tenant()
-    outcome = train(open_session(bounded_plan, listener), listener)
+    _, outcome = finish(open_session(bounded_plan, listener), listener)
     (spent,) = ledger.account("acme", TASK).spending
     assert spent.version == "training a"
     assert spent.bits_per_release == bounded_plan.channel.bits_per_image
     assert spent.releases == whole(bounded_plan) == bounded_plan.n_features
     again = len(bounded_plan.data.rows["validation"])
     assert sum(n for _, n in seen) == whole(bounded_plan) + again
-    hosted = open_session(bounded_plan)
-    hosted.start()
-    hosted.run()
-    assert weights_hash(outcome.weights) == weights_hash(hosted.finish().weights)
+    _, hosted = trained(open_session(bounded_plan))
+    assert weights_hash(outcome.weights) == weights_hash(hosted.weights)
 
 
 def test_what_nothing_bounds_is_not_counted(tiny_plan, listener, start_tenant, ledger):
     start_tenant()
-    train(open_session(tiny_plan, listener), listener)
+    finish(open_session(tiny_plan, listener), listener)
     assert ledger.summary() == []
 
 
 def test_what_is_sent_or_done_again_is_charged_once(bounded_plan, listener, tenants, start_tenant, ledger, seen):
     """Answers are lost on the way, the tenant's process dies once, and so does the producer's."""
-    from test_remote_session import Flaky
-
     ledger.set_limit("acme", TASK, whole(bounded_plan) * bounded_plan.channel.bits_per_image)
     link = Link(
         listener.url,
@@ -109,7 +97,7 @@ def test_what_is_sent_or_done_again_is_charged_once(bounded_plan, listener, tena
     dying.start()
     dying.run()
     assert isinstance(first.error, KeyboardInterrupt)
-    train(open_session(bounded_plan, listener), listener, saved[0])
+    finish(open_session(bounded_plan, listener), listener, saved[0])
     assert sum(n for _, n in seen) > whole(bounded_plan) + len(bounded_plan.data.rows["train"])
     assert releases(ledger) == whole(bounded_plan)
 
@@ -119,8 +107,7 @@ def test_another_training_is_charged_anew(bounded_plan, listener, start_tenant, 
     ledger.set_limit("acme", TASK, ANY)
     for n, run in enumerate(("a", "b"), start=1):
         start_tenant()
-        train(open_session(bounded_plan, listener, run=run), listener)
-        listener.exchanges[TASK].over = False
+        finish(open_session(bounded_plan, listener, run=run), listener)
         assert releases(ledger) == n * whole(bounded_plan)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from remote_parties import TASK, Tenant, open_session
+from remote_parties import OUTCOME, TASK, Flaky, Tenant, finish, open_session, trained
 
 from orchestrator.checkpoint import weights_hash
 from orchestrator.errors import CheckpointError, NonFiniteLossError, PartyLostError, ProtocolError
@@ -39,22 +39,6 @@ def hosted(tiny_plan):
 def narrow(monkeypatch):
     """The tiny features are so small that any gradient fits anywhere; in a real training none does."""
     monkeypatch.setattr(app, "ENVELOPE_BYTES", 4096)
-
-
-OUTCOME = {"version": "1.1-0123456789ab", "reason": ""}
-
-
-def trained(session, state=None):
-    """(epoch reports, outcome) of a session that is through; nobody was told yet."""
-    session.start(state)
-    return session.run(), session.finish()
-
-
-def finish(session, listener, state=None):
-    """The same, and the tenant is told."""
-    found = trained(session, state)
-    listener.tell({TASK: OUTCOME})
-    return found
 
 
 def check_same(found, hosted, tenant, *, reports: bool = True):
@@ -120,26 +104,6 @@ def test_labels_travel_sealed_to_the_tenants_own_key(tiny_plan, listener, start_
     tenant.trainer._works = {**tenant.trainer._works, "begin": lie}
     with pytest.raises(ProtocolError, match="sealed to another key"):
         open_session(tiny_plan, listener).start()
-
-
-class Flaky(httpx.BaseTransport):
-    """Loses requests on the way up, or answers on the way down, every so often."""
-
-    def __init__(self, *, up: int, down: int) -> None:
-        self._real, self._up, self._down, self._n = httpx.HTTPTransport(), up, down, 0
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self._n += 1
-        if self._n % self._up == 0:
-            raise httpx.ConnectError("lost on the way up")
-        response = self._real.handle_request(request)
-        if self._n % self._down == 0:
-            response.read()
-            raise httpx.ReadError("lost on the way down")
-        return response
-
-    def close(self) -> None:
-        self._real.close()
 
 
 def test_lost_requests_and_lost_answers_change_nothing(tiny_plan, hosted, listener, tenants, start_tenant, narrow):
