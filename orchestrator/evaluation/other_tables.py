@@ -31,6 +31,8 @@ def reconstruction_sheet(report: ReconstructionReport) -> Sheet:
         if targets
         else " Nobody looked at what the images show, so nothing is claimed."
     )
+    alone = any(summary.from_answer is not None for row in report.rows for summary in row.attacks)
+    taught = "of the answer: the same attack, taught from that answer in place of the feature. " if alone else ""
     return Sheet(
         title="Images got back from a feature",
         names=names,
@@ -39,9 +41,8 @@ def reconstruction_sheet(report: ReconstructionReport) -> Sheet:
         repeated=frozenset({"feature"}),
         note="Test images; PSNR and SSIM for pixels in [0, 1]. mean image: the same guess for every image. class "
         "mean: the mean image of the class that the task's own head names, so what is no better than it took nothing "
-        "from the feature but the answer. nearest image: the best that any look-up among the attacker's images can do. "
-        "encoder: the universal feature, which no "
-        "tenant receives." + seen,
+        f"from the feature but the answer. {taught}nearest image: the best that any look-up among the attacker's "
+        "images can do. encoder: the universal feature, which no tenant receives." + seen,
     )
 
 
@@ -121,8 +122,9 @@ def _reconstruction_rows(row: ReconstructionRow, targets: Sequence[str]) -> list
     if row.class_mean is not None:
         rows.append([row.feature, "class mean", *_numbers(row.class_mean), *unseen])
     rows.append([row.feature, "nearest image", *_numbers(row.nearest_image), *unseen])
-    for summary in row.attacks:
-        name = summary.attack.replace("_", " ")
+    attacks = [(summary.attack.replace("_", " "), summary) for summary in row.attacks]
+    alone = [(f"{name} of the answer", s.from_answer) for name, s in attacks if s.from_answer is not None]
+    for name, summary in [*alone, *attacks]:
         if not summary.completed:
             rows.append([row.feature, name, CRASHED, *empty[1:], *unseen])
             continue

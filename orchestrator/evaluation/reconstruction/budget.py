@@ -25,12 +25,15 @@ class ReconstructionBudget(RowBudget):
     """Test rows that are measured."""
     judge: JudgeConfig | None = JudgeConfig()
     """None: nobody looks at what the images show, and nothing may be claimed (R3)."""
+    from_answer: tuple[str, ...] = ()
+    """Attacks that also learn from the head's answer alone, so that what the feature adds to it can be told."""
 
     def __post_init__(self) -> None:
         RowBudget.__post_init__(self)  # super() does not work in a dataclass with slots
         if not self.attacks:
             raise ConfigError("a reconstruction budget needs at least one attack, got none")
         check_names("attacks", [attack.name for attack in self.attacks])
+        only_named(self.attacks, self.from_answer)
         if self.max_test < 2:
             raise ConfigError(f"max_test must be at least 2, got {self.max_test}")
 
@@ -42,12 +45,13 @@ class ReconstructionBudget(RowBudget):
 
     def only(self, names: Sequence[str]) -> ReconstructionBudget:
         """With these attacks alone, in the budget's order. Raises `UnknownNameError`."""
-        return replace(self, attacks=only_named(self.attacks, names))
+        attacks = only_named(self.attacks, names)
+        return replace(self, attacks=attacks, from_answer=tuple(name for name in self.from_answer if name in names))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the attacks' settings included."""
         attacks = [{"name": a.name, **(asdict(a) if is_dataclass(a) else {})} for a in self.attacks]
-        names = ("seeds", "attacker_data", "validation_fraction", "max_rows", "max_test", "device")
+        names = ("seeds", "attacker_data", "validation_fraction", "max_rows", "max_test", "device", "from_answer")
         judge = None if self.judge is None else asdict(self.judge)
         return {"attacks": attacks, "judge": judge, **{name: getattr(self, name) for name in names}}
 
@@ -72,6 +76,7 @@ RECONSTRUCTION_BUDGETS: Mapping[str, ReconstructionBudget] = {
             OptimisationInversion(),
         ),
         attacker_data="attacker+train",
+        from_answer=("decoder",),
     ),
 }
 """quick: a first look, in minutes, which licenses no claim; full: what a claim about privacy needs."""

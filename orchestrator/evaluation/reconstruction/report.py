@@ -97,6 +97,8 @@ class ReconstructionSummary:
 
     attack: str
     results: tuple[ReconstructionResult, ...]
+    from_answer: ReconstructionSummary | None = None
+    """The same attack with nothing but the head's answer; None where it was not asked for, or no head answers."""
 
     @property
     def completed(self) -> tuple[ReconstructionResult, ...]:
@@ -122,6 +124,10 @@ class ReconstructionSummary:
         """Mean of a measure above the class's mean image; NaN if all crashed or there is none."""
         return fmean(result.over_class(measure) for result in self.completed) if self.completed else math.nan
 
+    def over_answer(self, measure: str) -> float:
+        """Mean of a measure above that of the same attack on the head's answer alone; NaN where there is none."""
+        return math.nan if self.from_answer is None else self.mean(measure) - self.from_answer.mean(measure)
+
     def recognised(self, target: str) -> float:
         """Mean accuracy of the judge; NaN if all crashed."""
         values = [r.accuracy for result in self.completed for r in result.recognised if r.target == target]
@@ -136,6 +142,7 @@ class ReconstructionSummary:
             "gain": jsonable(self.gain),
             "psnr_over_class": jsonable(self.over_class("psnr")),
             "ssim_over_class": jsonable(self.over_class("ssim")),
+            "from_answer": None if self.from_answer is None else self.from_answer.to_json(),
             "crashed": self.crashed,
             "results": [result.to_json() for result in self.results],
         }
@@ -228,7 +235,11 @@ class ReconstructionRow:
     def _class_words(self) -> str:
         if self.class_mean is None:
             return ""
-        return f"mean image of the class {self.class_mean.ssim:.3f}, {self.class_mean.psnr:.1f} dB; "
+        words = f"mean image of the class {self.class_mean.ssim:.3f}, {self.class_mean.psnr:.1f} dB; "
+        for summary in self.attacks:
+            if (known := summary.from_answer) is not None and known.completed:
+                words += f"{known.attack} of the answer alone {known.mean('ssim'):.3f}, {known.mean('psnr'):.1f} dB; "
+        return words
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, derived numbers included."""

@@ -54,11 +54,13 @@ class ReconstructionJob:
     feature: str
     attack: Reconstructor
     seed: int
+    from_answer: bool = False
+    """In place of the feature, the attack gets what the task's own head makes of it, as one number a class."""
 
     @property
     def title(self) -> str:
         """What progress calls it."""
-        return f"{self.attack.name} on {self.feature}"
+        return f"{self.attack.name} on {'the answer of ' if self.from_answer else ''}{self.feature}"
 
     def lost(self, reason: str) -> ReconstructionResult:
         """What a runner answers with for a job whose process died."""
@@ -68,6 +70,8 @@ class ReconstructionJob:
 JobRunner = Callable[
     [Callable[[ReconstructionJob], ReconstructionResult], Sequence[ReconstructionJob]], Iterable[ReconstructionResult]
 ]
+_Attempt = tuple[str, str, bool]
+"""(feature, attack, from_answer)."""
 Progress = Callable[[int, int, ReconstructionJob, ReconstructionResult], None]
 """Called after every job with: how many are done, of how many, the job, its result."""
 
@@ -117,14 +121,16 @@ def evaluate_reconstruction(
         shown=shown, images=images, labels=labels, judge=judge, budget=budget, seed=seed, n_examples=n_examples
     )
     jobs = [
-        ReconstructionJob(feature=feature, attack=attack, seed=seed + repeat)
-        for feature in shown
+        ReconstructionJob(feature=feature, attack=attack, seed=seed + repeat, from_answer=from_answer)
+        for feature, given in shown.items()
         for attack in budget.attacks
+        for from_answer in (False, True)
+        if not from_answer or (attack.name in budget.from_answer and given.answers is not None)
         for repeat in range(budget.seeds)
     ]
-    results: dict[tuple[str, str], list[ReconstructionResult]] = {}
+    results: dict[_Attempt, list[ReconstructionResult]] = {}
     for done, (job, result) in enumerate(zip(jobs, run(partial(_run_job, ground), jobs), strict=True), start=1):
-        results.setdefault((job.feature, job.attack.name), []).append(result)
+        results.setdefault((job.feature, job.attack.name, job.from_answer), []).append(result)
         if progress is not None:
             progress(done, len(jobs), job, result)
     return ReconstructionReport(
@@ -139,7 +145,7 @@ def _run_job(ground: _Ground, job: ReconstructionJob) -> ReconstructionResult:
     """What a worker does. Whatever an attack raises becomes a result that is marked as crashed."""
     started = time.perf_counter()
     try:
-        data = _attack_input(ground, job.feature, job.seed)
+        data = _attack_input(ground, job.feature, job.seed, from_answer=job.from_answer)
         images = job.attack.run(data)
         return _scored(ground, job, data, images, time.perf_counter() - started)
     except Exception as error:
@@ -189,8 +195,9 @@ def _as_stored(images: Tensor) -> ImageArray:
     return stored
 
 
-def _attack_input(ground: _Ground, feature: str, seed: int) -> ReconstructionInput:
-    z, x, budget = ground.shown[feature].features, ground.images, ground.budget
+def _attack_input(ground: _Ground, feature: str, seed: int, *, from_answer: bool = False) -> ReconstructionInput:
+    shown, x, budget = ground.shown[feature], ground.images, ground.budget
+    z = _one_hot(shown.answers) if from_answer and shown.answers is not None else shown.features
     rows = budget.cut({subset: len(images) for subset, images in x.items()}, seed)
     return ReconstructionInput(
         train_z=rows.of(z),
@@ -200,9 +207,15 @@ def _attack_input(ground: _Ground, feature: str, seed: int) -> ReconstructionInp
         test_z=z["test"][ground.test_rows],
         test_x=x["test"][ground.test_rows],
         seed=seed,
-        network=ground.shown[feature].network,
+        network=None if from_answer else shown.network,
         device=budget.device,
     )
+
+
+def _one_hot(answers: Mapping[str, LabelArray]) -> dict[str, FloatArray]:
+    """Subset to (N, K)."""
+    classes = np.eye(1 + max(int(y.max()) for y in answers.values()), dtype=np.float32)
+    return {subset: classes[y] for subset, y in answers.items()}
 
 
 def _class_mean(ground: _Ground, feature: str, data: ReconstructionInput, n: int) -> Tensor | None:
@@ -214,9 +227,7 @@ def _class_mean(ground: _Ground, feature: str, data: ReconstructionInput, n: int
     return class_mean(data, n, known=rows.of(answers), asked=answers["test"][ground.test_rows])
 
 
-def _row(
-    ground: _Ground, feature: str, results: Mapping[tuple[str, str], list[ReconstructionResult]]
-) -> ReconstructionRow:
+def _row(ground: _Ground, feature: str, results: Mapping[_Attempt, list[ReconstructionResult]]) -> ReconstructionRow:
     data = _attack_input(ground, feature, ground.seed)
     originals = pixels(data.test_x)
     feature_map = None if ground.judge is None else ground.judge.features
@@ -229,11 +240,22 @@ def _row(
         class_mean=None if guess is None else compare(guess, originals, feature_map=feature_map),
         class_mean_examples=None if guess is None or not keep else _as_stored(guess[:keep]),
         attacks=tuple(
-            ReconstructionSummary(attack=attack.name, results=tuple(results[feature, attack.name]))
+            ReconstructionSummary(
+                attack=attack.name,
+                results=tuple(results[feature, attack.name, False]),
+                from_answer=_from_answer(results, feature, attack.name),
+            )
             for attack in ground.budget.attacks
         ),
         targets=_targets(ground, feature, originals),
     )
+
+
+def _from_answer(
+    results: Mapping[_Attempt, list[ReconstructionResult]], feature: str, attack: str
+) -> ReconstructionSummary | None:
+    found = results.get((feature, attack, True))
+    return None if found is None else ReconstructionSummary(attack=attack, results=tuple(found))
 
 
 def _targets(ground: _Ground, feature: str, originals: Tensor) -> tuple[SemanticTarget, ...]:

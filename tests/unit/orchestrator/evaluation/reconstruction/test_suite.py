@@ -205,6 +205,58 @@ def test_of_a_feature_that_is_only_the_answer_no_decoder_makes_more_than_the_cla
     assert found["image"].best.over_class("psnr") > 3, "and it shows where a feature keeps more"
 
 
+def test_what_a_feature_adds_to_its_answer_is_what_the_same_attack_makes_of_both(ground):
+    """Nothing where the feature is the answer, whatever loss the attack was trained for."""
+    images, labels, _ = ground
+    attack = dataclasses.replace(DECODER, loss="mse_ssim")
+    budget = dataclasses.replace(BUDGET, attacks=(attack, Blind()), judge=None, seeds=2, from_answer=("decoder",))
+
+    def one_hot(x):
+        return np.eye(3, dtype=np.float32)[brightness(x)]
+
+    titles = []
+    reports = {
+        name: evaluate_reconstruction(
+            shown(images, encode, task="colour", answers=labels["colour"]),
+            images,
+            {},
+            {},
+            budget=budget,
+            seed=0,
+            progress=lambda _done, _all, job, _result: titles.append(job.title),
+        )
+        for name, encode in {"answer": one_hot, "image": mixed}.items()
+    }
+    assert titles[:6] == 2 * ["decoder on encoder"] + 2 * ["decoder on the answer of encoder"] + 2 * [
+        "blind on encoder"
+    ]
+    for measure in ("psnr", "ssim"):
+        assert reports["answer"].rows[0].attacks[0].over_answer(measure) == 0
+    row = reports["image"].rows[0]
+    decoder, blind = row.attacks
+    assert decoder.over_answer("psnr") > 3
+    assert blind.from_answer is None and np.isnan(blind.over_answer("psnr"))
+    alone = decoder.from_answer
+    assert f"decoder of the answer alone {alone.mean('ssim'):.3f}, {alone.mean('psnr'):.1f} dB; " in row.sentence
+    written = json.loads(json.dumps(row.to_json()))["attacks"]
+    assert written[0]["from_answer"]["psnr"] == alone.mean("psnr") and written[1]["from_answer"] is None
+    sheet = reconstruction_sheet(reports["image"])
+    names = [cells[1] for cells in sheet.rows]
+    assert names == ["mean image", "class mean", "nearest image", "decoder of the answer", "decoder", "blind"]
+    assert "taught from that answer" in sheet.note
+
+
+def test_the_answer_is_asked_only_where_a_head_answers_and_the_attack_is_among_those_chosen(ground):
+    full = RECONSTRUCTION_BUDGETS["full"]
+    assert full.only(["decoder", "lookup"]).from_answer == ("decoder",) and full.only(["lookup"]).from_answer == ()
+    with pytest.raises(UnknownNameError, match="oracle"):
+        dataclasses.replace(BUDGET, from_answer=("oracle",))
+    budget = dataclasses.replace(BUDGET, attacks=(Blind(),), from_answer=("blind",))
+    report = evaluate(ground, budget=budget, labelled=False)
+    assert report.rows[0].attacks[0].from_answer is None
+    assert "taught from" not in reconstruction_sheet(report).note
+
+
 def test_an_answer_that_the_attacker_never_saw_gets_the_mean_image(ground):
     images, labels, _ = ground
     odd = {**labels["colour"], "test": np.full(len(images["test"]), 7)}
