@@ -16,17 +16,24 @@ from orchestrator.catalog import Catalog
 
 COMMAND = [
     *("pipelines/train.py", "--preset", "digits", "--image-size", "16", "--head", "linear", "--device", "cpu"),
-    *("--threads", "1", "--encoder.epochs", "1", "--epochs", "500"),
+    *("--threads", "1", "--epochs", "500"),
 ]
+FROZEN = ["--encoder.epochs", "1"]
+"""The encoder is published before the tasks are trained."""
+JOINT = ["--algorithm", "task", "--epsilon", "None"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "ray job stop"])
-def test_an_interrupted_run_leaves_nothing_half_done(tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "flags", "published"),
+    [(signal.SIGINT, FROZEN, ["1"]), (signal.SIGTERM, JOINT, [])],
+    ids=["ctrl-c", "ray job stop"],
+)
+def test_an_interrupted_run_leaves_nothing_half_done(tmp_path, how, flags, published):
     environment = {**os.environ, "METAMORPHOSIS_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         environment.pop(name, None)
     with subprocess.Popen(
-        [sys.executable, *COMMAND],
+        [sys.executable, *COMMAND, *flags],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -54,5 +61,5 @@ def test_an_interrupted_run_leaves_nothing_half_done(tmp_path, how):
         time.sleep(0.2)
     assert [process for process in started if process.is_running()] == []
     catalog = Catalog(f"sqlite:///{tmp_path}/mlflow.db", "digits")
-    assert catalog.encoder_versions() == ["1"]
-    assert catalog.tasks("1") == {}
+    assert catalog.encoder_versions() == published
+    assert all(catalog.tasks(version) == {} for version in published)
