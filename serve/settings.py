@@ -96,7 +96,7 @@ class EndpointSettings:
     max_batch: int = 16
     """Images computed at once."""
     max_ongoing: int = 64
-    """Requests at once in a replica; more wait, up to twice as many, and then get 503."""
+    """Requests at once in a replica. More wait, with HAProxy for 15 s, and then get 503."""
     max_body_mb: float = 8.0
     """Of an encoded image."""
     max_pixels: int = MAX_PIXELS

@@ -7,14 +7,19 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.cluster import cluster_cpus, ray_cluster
 from orchestrator.errors import ConfigError, DeploymentError, UnavailableError
-from serve.deployment.environment import Entrance, serve_environment, write_haproxy_script
+from serve.deployment.environment import (
+    Entrance,
+    serve_environment,
+    write_haproxy_limits,
+    write_haproxy_script,
+)
 from serve.deployment.head import Head, HeadFile
 from serve.deployment.statuses import AppStatus, app_statuses
 
@@ -29,8 +34,13 @@ _LONGEST: Final = 600
 class Cluster:
     """Serve on one cluster. Made by `joined`."""
 
-    def __init__(self, head: Head, *, timeout_s: float) -> None:
-        self.head, self.timeout_s = head, timeout_s
+    def __init__(self, head: Head, *, scratch: Path, timeout_s: float) -> None:
+        self.head, self._scratch, self.timeout_s = head, scratch, timeout_s
+
+    def limit(self, at_once: Mapping[str, int]) -> None:
+        """How many requests HAProxy gives a replica of each app at once, from when one of them is next brought."""
+        if self.head.entrance.haproxy:
+            write_haproxy_limits(self._scratch / "haproxy", at_once)
 
     def put(self, name: str, app: Application, *, route: str | None) -> None:
         """Bring an app, new or changed, and wait until it is as it is to be; the others stay as they are.
@@ -137,7 +147,7 @@ def joined(
     # The processes of a head that was started here have this environment from it.
     with ray_cluster(head.address, worker_env=environment if head.pid is None else None):
         _start(entrance)
-        yield Cluster(head, timeout_s=timeout_s)
+        yield Cluster(head, scratch=file.scratch, timeout_s=timeout_s)
 
 
 def check_ports(entrance: Entrance) -> None:

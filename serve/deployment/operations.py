@@ -44,6 +44,7 @@ def up(settings: DeployUp, say: Say) -> None:
         with _cluster(settings, settings.entrance) as cluster:
             everything = {**deployments.tasks, **wanted}
             cluster.check_room(sum(_cpus(one.args) for one in everything.values()))
+            cluster.limit({task_app_name(task): one.args.replicas.max_ongoing for task, one in everything.items()})
             tls = cluster.head.entrance.certificate is not None
             cluster.ensure(FRONT, lambda: _front_app(settings, tls=tls), route="/")
             for task, one in everything.items():

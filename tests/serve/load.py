@@ -2,6 +2,9 @@
 """A served task at 80 % of what it can do, one replica killed each minute: no answer is wrong, and none stays out.
 
 python tests/serve/load.py --minutes 15
+
+Requests are sent when they are due, whether others were answered or not, from connections without number: as from many
+devices. The client shares the machine with the server, so it is one that takes little of it.
 """
 
 from __future__ import annotations
@@ -21,21 +24,24 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-import httpx  # noqa: E402
+import aiohttp  # noqa: E402
 import numpy as np  # noqa: E402
 from deployed import Operator  # noqa: E402
 from served import Shop, digit_images, png, train_shop  # noqa: E402
 
 from serve.codec import decode, media_type  # noqa: E402
+from serve.connection import Patience, retry_after  # noqa: E402
 from serve.deployment.head import HeadFile  # noqa: E402
 
 TASK = "loop"
 SHARE = 0.8
 CONNECTIONS = 16
 KILL_EVERY_S = 60.0
-CAPACITY_S = 8.0
-PATIENCE_S = 60.0
-"""For which the client tries again, as the edge client does."""
+CAPACITY_S = 20.0
+PATIENCE = Patience(total_s=60.0)
+"""The client tries again as the edge client does."""
+TIMEOUT_S = 20.0
+"""Of an attempt."""
 
 
 @dataclass(slots=True)
@@ -51,16 +57,19 @@ class Outcome:
     """Attempts that brought no answer; each was made again."""
     given_up: int = 0
     kills: int = 0
+    late_s: float = 0.0
+    """How long after it was due a request was begun at the most: a client that cannot keep up measures itself."""
     seconds: list[float] = field(default_factory=list)
     """From when a request was due to when it was answered, tries included."""
 
     def __str__(self) -> str:
         times = sorted(self.seconds) or [0.0]
-        p50, p99 = (1000 * times[int(q * (len(times) - 1))] for q in (0.5, 0.99))
+        p50, p99, most = (1000 * times[int(q * (len(times) - 1))] for q in (0.5, 0.99, 1.0))
         return (
             f"capacity {self.capacity:.0f} req/s, load {self.rate:.0f} req/s, {self.kills} replicas killed: "
             f"{self.answered} answered, {self.wrong} wrong, {self.failed} attempts failed and were made again, "
-            f"{self.given_up} never answered; p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+            f"{self.given_up} never answered; p50 {p50:.0f} ms, p99 {p99:.0f} ms, at the most {most:.0f} ms; "
+            f"the client was at the most {1000 * self.late_s:.0f} ms late"
         )
 
 
@@ -72,25 +81,32 @@ class Client:
         self._bodies = [png(image) for image in digit_images(len(wanted))]
         self._headers = token | {"Accept": media_type("fp32")}
         self._atol = 2**-9 * float(np.abs(wanted).max())
+        self._draw = random.Random(0)
 
-    async def ask(self, client: httpx.AsyncClient, number: int, due: float) -> None:
+    async def ask(self, client: aiohttp.ClientSession, number: int, due: float) -> None:
         """One image, until it is answered."""
-        place, wait_s = number % len(self._bodies), 0.05
-        while time.monotonic() < due + PATIENCE_S:
+        place = number % len(self._bodies)
+        self.outcome.late_s = max(self.outcome.late_s, time.monotonic() - due)
+        for attempt in itertools.count():
+            asked_s = 0.0
             try:
-                response = await client.post(self.url, content=self._bodies[place], headers=self._headers)
-            except httpx.HTTPError:
-                response = None
-            if response is not None and response.status_code == 200:
-                self._judge(response, place, due)
-                return
+                async with client.post(self.url, data=self._bodies[place], headers=self._headers) as response:
+                    body = await response.read()
+                    if response.status == 200:
+                        self._judge(body, place, due)
+                        return
+                    asked_s = retry_after(response.headers.get("Retry-After"))
+            except (aiohttp.ClientError, TimeoutError):
+                pass
             self.outcome.failed += 1
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
-            wait_s = min(1.0, 2 * wait_s)
-        self.outcome.given_up += 1
+            pause_s = PATIENCE.pause(attempt, asked_s, self._draw)
+            if time.monotonic() - due + pause_s > PATIENCE.total_s:
+                self.outcome.given_up += 1
+                return
+            await asyncio.sleep(pause_s)
 
-    def _judge(self, response: httpx.Response, place: int, due: float) -> None:
-        z = decode(response.content, max_bytes=1 << 20, max_values=1 << 18)[0]["z"][0]
+    def _judge(self, body: bytes, place: int, due: float) -> None:
+        z = decode(body, max_bytes=1 << 20, max_values=1 << 18)[0]["z"][0]
         right = z.shape == self._wanted[place].shape and np.allclose(z, self._wanted[place], atol=self._atol)
         self.outcome.wrong += not right
         self.outcome.answered += 1
@@ -99,8 +115,9 @@ class Client:
 
 async def under_load(client: Client, operator: Operator, *, minutes: float) -> Outcome:
     """Measure the capacity, then send `SHARE` of it, and kill."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    async with httpx.AsyncClient(limits=limits, timeout=20.0) as http:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+    ) as http:
         await _closed_loop(client, http, 3.0)
         capacity = await _closed_loop(client, http, CAPACITY_S)
         client.outcome = outcome = Outcome(capacity=capacity, rate=SHARE * capacity)
@@ -120,7 +137,7 @@ async def under_load(client: Client, operator: Operator, *, minutes: float) -> O
     return outcome
 
 
-async def _closed_loop(client: Client, http: httpx.AsyncClient, seconds: float) -> float:
+async def _closed_loop(client: Client, http: aiohttp.ClientSession, seconds: float) -> float:
     before, ends = client.outcome.answered, time.monotonic() + seconds
 
     async def one(number: int) -> None:

@@ -27,10 +27,15 @@ from orchestrator.errors import (
 from orchestrator.evaluation.comparison import FORMAT
 from pipelines import deploy
 from pipelines.command import execute
-from serve.arguments import CatalogArgs, ReplicaArgs, TaskArgs, VersionArgs
+from serve.arguments import CatalogArgs, ReplicaArgs, TaskArgs, VersionArgs, task_app_name
 from serve.deployment import environment, state
 from serve.deployment.cluster import check_ports
-from serve.deployment.environment import Entrance, serve_environment, write_haproxy_script
+from serve.deployment.environment import (
+    Entrance,
+    serve_environment,
+    write_haproxy_limits,
+    write_haproxy_script,
+)
 from serve.deployment.head import Head, HeadFile
 from serve.deployment.planning import entrance_of, version_of
 from serve.deployment.render import Pod, rayservice, serve_config
@@ -38,6 +43,7 @@ from serve.deployment.state import Deployed, Deployments, DeploymentsFile
 from serve.front import build_front
 from serve.hidden_routes import HideRoutes
 from serve.leakage import measured, newest_evaluation
+from serve.problems import busy, response_to
 from serve.settings import EntranceSettings
 from serve.versions import served_version
 
@@ -217,6 +223,64 @@ def test_haproxys_configuration_is_mended_before_it_is_read(tmp_path, monkeypatc
     assert "acl routes" not in mended and "if routes" not in mended
     assert re.findall(r"bind (\S+)", mended).count("127.0.0.1:9101") == 2 and "bind 0.0.0.0:8000" in mended
     assert "/tmp/haproxy-serve" not in str(chosen), "its socket takes orders from whoever can open it"
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray's own code, when it is loaded
+def test_requests_wait_in_haproxy_and_what_nobody_answered_may_be_asked_again(tmp_path, monkeypatch):
+    """Ray's own configuration with two apps, each with two replicas and the proxy that stands in."""
+    from jinja2 import Environment
+    from ray.serve._private.haproxy import BackendConfig, HAProxyConfig, ServerConfig
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+    monkeypatch.setattr(environment, "haproxy_binary", lambda: "/bin/true")
+    script = serve_environment(Entrance(haproxy=True), tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    write_haproxy_script(tmp_path)
+    write_haproxy_limits(tmp_path, {task_app_name("loop"): 64, task_app_name("loop2"): 8})
+
+    def server(name: str) -> ServerConfig:
+        return ServerConfig(name=name, host="127.0.0.1", port=30000)
+
+    apps = [task_app_name("loop"), task_app_name("loop2"), "front"]
+    backends = [
+        BackendConfig(
+            name=f"http-{app}",
+            app_name=app,
+            path_prefix="/",
+            servers=[server(f"{app}-{n}") for n in "ab"],
+            fallback_server=server(f"{app}-stands-in"),
+        )
+        for app in apps
+    ]
+    config = HAProxyConfig()
+    config.error_file_path = "/of/ray/500.http"
+    rendered = Environment()
+    rendered.filters["haproxy_fmt"] = json.dumps
+    health = {"default_server_directive": "default-server check"}
+    text = rendered.from_string(HAPROXY_CONFIG_TEMPLATE).render(
+        config=config,
+        backends=backends,
+        backends_with_health_config=[{"backend": backend, "health_config": health} for backend in backends],
+        route_info={"routes_message": "{}"},
+        healthz_rules="",
+    )
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(text)
+    subprocess.run([script, "-f", str(file)], check=True)
+    limits = dict(re.findall(r"^ *server (\S+) \S+ check(?: maxconn (\d+))?", file.read_text(), flags=re.M))
+    assert limits == {
+        **{f"task-loop-{n}": "64" for n in "ab"},
+        **{f"task-loop2-{n}": "8" for n in "ab"},
+        **{f"front-{n}": "" for n in "ab"},
+        **{f"{app}-stands-in": "" for app in apps},
+    }
+    assert re.search(r"^defaults\n +timeout queue 15s$", file.read_text(), flags=re.M)
+    told = dict(re.findall(r"^ *errorfile (\d+) (\S+)$", file.read_text(), flags=re.M))
+    assert told == dict.fromkeys(("502", "503", "504"), str(tmp_path / "503.http"))
+    head, _, body = (tmp_path / "503.http").read_bytes().partition(b"\r\n\r\n")
+    wanted = response_to(busy())
+    assert body == wanted.body and head.startswith(b"HTTP/1.1 503 ")
+    found = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n")[1:])
+    assert found == {name: value.lower() for name, value in wanted.headers.items()}
 
 
 def test_no_secret_is_in_the_environment_of_other_clusters(tmp_path):
