@@ -55,7 +55,7 @@ class ReconstructionJob:
     attack: Reconstructor
     seed: int
     from_answer: bool = False
-    """In place of the feature, the attack gets what the task's own head makes of it, as one number a class."""
+    """In place of the feature, the attack gets the class that the task's own head names, as a one-hot vector."""
 
     @property
     def title(self) -> str:
