@@ -88,7 +88,13 @@ class Exchange:
         return self._sit("begin", fields, read, releases)
 
     def end(self, fields: Mapping[str, Any], read: Callable[[Reply], T]) -> Asked[T]:
-        """The last work, in a sitting of its own: any process of the tenant's can do it, also one that came for it."""
+        """The last work, in a sitting of its own: any process of the tenant's can do it, also one that came for it.
+
+        While the same end is asked already it is not asked anew: a process that is at it answers, and leaves for good.
+        """
+        with self._lock:
+            if self._queue and (at_hand := self._queue[0]).work.kind == "end" and at_hand.work.fields == fields:
+                return at_hand
         return self._sit("end", fields, read)
 
     def ask(

@@ -310,14 +310,28 @@ def test_a_producer_that_dies_before_it_tells_tells_when_it_is_resumed(tiny_plan
     check_same(found, hosted, tenant)
 
 
-def test_the_head_is_kept_before_the_producer_hears_that_it_is(tiny_plan, listener, start_tenant):
-    """From then on nobody else could give it back; a disk that is full leaves the producer waiting."""
+def test_the_head_is_kept_before_the_producer_hears_that_it_is(tiny_plan, listener, start_tenant, monkeypatch):
+    """From then on nobody else could give it back; a disk that is full leaves the producer waiting.
+
+    The next process is at it already when the producer tells once more: it is heard for that, too.
+    """
     full, said = OSError(28, "No space left on device"), []
+    at_it, again, end = threading.Event(), threading.Event(), Exchange.end
+
+    def telling(self, *arguments):
+        asked = end(self, *arguments)
+        if said:
+            again.set()
+        return asked
 
     def keep(trained):
         said.append(trained.version)
         if len(said) == 1:
             raise full
+        at_it.set()
+        assert again.wait(20)
+
+    monkeypatch.setattr(Exchange, "end", telling)
 
     first = start_tenant(keep=keep)
     trained(open_session(tiny_plan, listener))
@@ -325,6 +339,7 @@ def test_the_head_is_kept_before_the_producer_hears_that_it_is(tiny_plan, listen
     first.join(timeout=20)
     assert first.error is full
     start_tenant(keep=keep)
+    assert at_it.wait(20)
     assert listener.tell({TASK: OUTCOME}, run="a") == []
     assert said == [OUTCOME["version"]] * 2
 
