@@ -16,7 +16,7 @@ from orchestrator.evaluation.attacks.base import FloatArray, ImageArray, LabelAr
 from orchestrator.evaluation.attacks.collusion import Coalition, pairs
 from orchestrator.evaluation.attacks.swap import accuracy, head_logits, permuted_accuracy
 from orchestrator.evaluation.budget import AttackBudget
-from orchestrator.evaluation.floors import chance_rate, label_floor
+from orchestrator.evaluation.floors import Floor, chance_rate, label_floor
 from orchestrator.evaluation.jobs import (
     Ground,
     JobRunner,
@@ -114,8 +114,7 @@ def _row(
 ) -> LeakageRow:
     """``own`` is the accuracy of every task's own head."""
     joint = _joint_labels(ground, coalition)
-    subsets = ground.budget.subsets
-    known_i, known_j = (np.concatenate([y[s] for s in subsets]) for y in (joint, ground.labels[target]))
+    known_j = np.concatenate([ground.labels[target][s] for s in ground.budget.subsets])
     test_i, test_j = joint["test"], ground.labels[target]["test"]
     swap = swap_perm = None
     if len(coalition) == 1:
@@ -134,11 +133,23 @@ def _row(
         chance=chance_rate(known_j, test_j),
         chance_balanced=1 / len(np.unique(test_j)),
         target_bits=entropy_bits(test_j),
-        floor=label_floor((known_i, known_j), (test_i, test_j)),
+        floor=_floor(ground, coalition, target),
         target_shares=tuple(label_shares(test_j)),
         bound=capacity_row_bound(channels, test_j),
         rate_bound=rate_row_bound(channels, rates, test_i, test_j, own=head),
     )
+
+
+def _floor(ground: Ground, coalition: Coalition, target: str) -> Floor:
+    """From all that a coalition's labels say, or from one: of many that are seldom seen together little is learned."""
+    subsets, wanted = ground.budget.subsets, ground.labels[target]
+    known_j = np.concatenate([wanted[s] for s in subsets])
+    found = []
+    for members in {coalition, *((task,) for task in coalition if task in ground.labels)}:
+        labels = _joint_labels(ground, members)
+        known_i = np.concatenate([labels[s] for s in subsets])
+        found.append(label_floor((known_i, known_j), (labels["test"], wanted["test"])))
+    return Floor(*(max(floor[n] for floor in found) for n in range(2)))
 
 
 def _joint_labels(ground: Ground, coalition: Coalition) -> Mapping[str, LabelArray]:

@@ -14,6 +14,7 @@ from orchestrator.evaluation.attacks.decensoring import DecensoringAttack
 from orchestrator.evaluation.attacks.linear import LinearAttack
 from orchestrator.evaluation.attacks.mlp import MlpAttack
 from orchestrator.evaluation.budget import AttackBudget
+from orchestrator.evaluation.floors import label_floor
 from orchestrator.evaluation.leakage import TaskFeatures, evaluate_leakage
 from tasks.spec import TaskSpec
 
@@ -304,6 +305,22 @@ def test_the_floor_of_a_coalition_comes_from_both_labels(world):
     row = next(row for row in report.collusion if row.target == "c")
     assert row.floor.accuracy == 1.0
     assert report.row("a", "c").floor.accuracy < 0.6
+
+
+def test_a_coalition_may_forget_a_label_that_only_thins_out_what_the_other_says(world):
+    """Of 400 pairs of labels most were seen once or never, and the table of pairs knows less than that of one label."""
+    features, labels, specs = world
+    rng = np.random.default_rng(0)
+    many = {subset: rng.integers(0, 200, n) for subset, n in SIZES.items()}
+    nearly_a = {subset: labels["a"][subset] ^ (rng.random(n) < 0.1) for subset, n in SIZES.items()}
+    given = {**labels, "b": many, "c": nearly_a}
+    budget = AttackBudget(attacks=(LinearAttack(),), collusion=(LinearAttack(),), seeds=1)
+    report = evaluate((features, given, {**specs, "b": spec("b", 200), "c": spec("c")}), budget=budget)
+    row = next(row for row in report.collusion if row.target == "c")
+    assert row.floor == report.row("a", "c").floor
+    assert row.floor.accuracy > 0.85
+    pairs = [200 * labels["a"][subset] + many[subset] for subset in ("attacker", "test")]
+    assert label_floor((pairs[0], nearly_a["attacker"]), (pairs[1], nearly_a["test"])).accuracy < 0.8
 
 
 def test_a_coalitions_crash_is_reported_as_a_crash(world):
