@@ -108,19 +108,17 @@ def trust(ca: str | Path | None) -> Verify:
         raise DataError(f"cannot read the certificate authority in {ca}: {error}") from error
 
 
-def is_untrusted(error: BaseException) -> bool:
-    """Whether a server's certificate was the cause: trying again does not help."""
+def untrusted(url: str, error: BaseException) -> str | None:
+    """What to say where a server's certificate was the cause, as trying again does not help; None where it was not."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
+            return (
+                f"the certificate of {url} is not trusted ({error}): give the file of the authority that signed it "
+                "with --ca"
+            )
         cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def untrusted(url: str, error: BaseException) -> str:
-    """What to say of it."""
-    return f"the certificate of {url} is not trusted ({error}): give the file of the authority that signed it with --ca"
+    return None
 
 
 def _is_here(host: str) -> bool:

@@ -23,7 +23,6 @@ from serve.connection import (
     Patience,
     checked_token,
     checked_url,
-    is_untrusted,
     read_token,
     retry_after,
     trust,
@@ -114,8 +113,8 @@ class Publisher:
             try:
                 response = self._client.post("/features", content=frame.data)
             except httpx.RequestError as error:
-                if is_untrusted(error):
-                    raise PublishError(untrusted(self._url, error)) from error
+                if (reason := untrusted(self._url, error)) is not None:
+                    raise PublishError(reason) from error
                 told = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:

@@ -11,11 +11,11 @@ replica left behind never ended.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +25,6 @@ _DRAINING_S: Final = "5"
 """HAProxy is on the same node and takes a replica out at once; Ray's 30 s are for balancers that ask now and then."""
 _QUEUE_S: Final = 15
 """For which a request waits for a replica: less than a client waits for an answer."""
-_BUSY: Final = json.dumps({"status": 503, "title": "the server is busy"})
-_ERROR: Final = (
-    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n"
-    f"Retry-After: 1\r\nContent-Length: {len(_BUSY)}\r\n\r\n{_BUSY}"
-)
-"""As `serve.problems.busy`. Ray's own is a bare 500, which a client takes for the end."""
 _LIMITS: Final = "limits.sed"
 _SCRIPT: Final = """#!/bin/sh
 # Before HAProxy reads what Ray Serve wrote: no list of all routes, nothing but the frontend on other interfaces,
@@ -136,13 +130,23 @@ def write_haproxy_script(folder: Path) -> None:
     assert binary is not None, "`serve_environment` refuses before"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     script, error = folder / "haproxy.sh", folder / "503.http"
-    error.write_text(_ERROR, newline="")
+    error.write_bytes(_busy())
     words = {"binary": binary, "limits": str(folder / _LIMITS)}
     text = _SCRIPT.replace("{queue}", str(_QUEUE_S)).replace("{error}", str(error))
     for name, word in words.items():
         text = text.replace(f"{{{name}}}", shlex.quote(word))
     script.write_text(text)
     script.chmod(0o700)
+
+
+def _busy() -> bytes:
+    """As a replica says it, byte by byte. Ray's own is a bare 500, which a client takes for the end."""
+    from serve.problems import busy, response_to
+
+    response = response_to(busy())
+    status = HTTPStatus(response.status_code)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+    return f"HTTP/1.1 {status} {status.phrase}\r\n{headers}\r\n".encode() + bytes(response.body)
 
 
 def write_haproxy_limits(folder: Path, at_once: Mapping[str, int]) -> None:

@@ -24,7 +24,6 @@ from serve.connection import (
     Patience,
     checked_token,
     checked_url,
-    is_untrusted,
     read_token,
     retry_after,
     trust,
@@ -144,8 +143,8 @@ class Link:
             try:
                 received = send()
             except httpx.TransportError as error:
-                if is_untrusted(error):
-                    raise UnreachableError(untrusted(self.url, error)) from error
+                if (reason := untrusted(self.url, error)) is not None:
+                    raise UnreachableError(reason) from error
                 told: str = f"{type(error).__name__}: {error}"
             else:
                 if received.status not in PASSING:
