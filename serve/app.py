@@ -30,10 +30,12 @@ from serve.arguments import (
     TaskArgs,
     VersionArgs,
     encoder_app_name,
+    route_of,
 )
 from serve.batches import Batches
 from serve.leakage import measured
 from serve.metrics import RayMeter
+from serve.middlewares import take_publications
 from serve.model import EncoderFeatures, EncoderModel, ModuleModel, TaskModel
 from serve.service import Lane, Lanes, TaskService
 from serve.streams import FeatureStore
@@ -56,6 +58,7 @@ class TaskEndpoint:
         self._store = FeatureStore(Path(args.streams) / f"{args.task}.db", args.ring())
         self._gate = Gate(Path(args.registry))
         self._traffic = TrafficMeter(traffic_folder(Path(args.streams).parent))
+        self._scaled = args.replicas.scaled
         self._service = TaskService(
             args.task,
             Lanes(current=lanes[0], canary=lanes[1] if lanes[1:] else None, share=args.share),
@@ -72,7 +75,10 @@ class TaskEndpoint:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._service)
+        app = build_api(self._service)
+        if not self._scaled:
+            take_publications(route_of(self._service.task), app)
+        return app
 
     def check_health(self) -> None:
         """Whether the stream can be read and nothing is stuck."""

@@ -48,6 +48,11 @@ class ReplicaArgs(_Args):
     pin: str | None = "node:__internal_head__"
     """Resource of the node that holds the files of streams and tenants; None: anywhere."""
 
+    @property
+    def scaled(self) -> bool:
+        """Whether Serve chooses their number, by the requests that it counts."""
+        return self.max_replicas > self.min_replicas
+
     def options(self) -> dict[str, Any]:
         """For ``Deployment.options``."""
         actor: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
@@ -64,7 +69,7 @@ class ReplicaArgs(_Args):
             "graceful_shutdown_timeout_s": 35.0,
             "logging_config": {"enable_access_log": False},  # the audit log has every request
         }
-        if self.max_replicas > self.min_replicas:
+        if self.scaled:
             scaling = {"min_replicas": self.min_replicas, "max_replicas": self.max_replicas}
             return {**chosen, "autoscaling_config": {**scaling, "target_ongoing_requests": 4}}
         return {**chosen, "num_replicas": self.min_replicas}

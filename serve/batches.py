@@ -1,7 +1,8 @@
 """Jobs that are done together, by one thread.
 
 A job that comes alone is begun at once. What comes while the thread is at it waits, and is its next batch: nobody waits
-for a batch to fill, and the more is asked, the larger the batches.
+for a batch to fill, and the more is asked, the larger the batches. Where jobs are quick and come one by one, waking
+the thread takes longer than the job: then it may be done where it comes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 _STUCK_S: Final = 60.0
 """A batch that takes longer has not only many jobs."""
+
+_QUICK_S: Final = 0.005
+"""What takes no longer may keep an event loop from everything else."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -43,17 +47,28 @@ class Batches(Generic[Job, Result]):
         self._came = threading.Condition()
         self._awake = False
         self._since: float | None = None
+        self._alone_s = float("inf")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
-    def do(self, job: Job) -> asyncio.Future[Result]:
-        """Its result, or its error. What is cancelled before the thread takes it is not done."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    def do(self, job: Job, *, here: bool = False) -> asyncio.Future[Result]:
+        """Its result, or its error. What is cancelled before the thread takes it is not done.
+
+        ``here``: if the thread sleeps, and the last job that was alone was quick, it is done before this returns.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
         with self._came:
-            self._waiting.append((job, future))
-            self._came.notify()
+            here = here and not self._awake and not self._wait_s and self._alone_s < _QUICK_S
+            if not here:
+                self._waiting.append((job, future))
+                self._came.notify()
             if not self._awake:
                 self._awake = True
-                self._pool.submit(self._work_on)
+                if not here:
+                    self._pool.submit(self._work_on)
+        if here:
+            _tell(loop, [(job, future)], self._done([job]))
+            self._sleep()
         return future
 
     def check(self) -> None:
@@ -62,17 +77,30 @@ class Batches(Generic[Job, Result]):
         if since is not None and time.monotonic() - since > _STUCK_S:
             raise RuntimeError(f"a batch has been computing for more than {_STUCK_S:g} s")
 
+    def _done(self, jobs: list[Job]) -> Sequence[Result | Exception]:
+        self._since = began = time.monotonic()
+        try:
+            results: Sequence[Result | Exception] = self._work(jobs)
+            assert len(results) == len(jobs), "one result a job"
+        except Exception as error:
+            results = [error] * len(jobs)
+        self._since = None
+        if len(jobs) == 1:
+            self._alone_s = time.monotonic() - began
+        return results
+
+    def _sleep(self) -> None:
+        """After a job that was done where it came: the thread is woken for what came meanwhile."""
+        with self._came:
+            self._awake = bool(self._waiting)
+            if self._awake:
+                self._pool.submit(self._work_on)
+
     # -- in the thread -------------------------------------------------------------------------------------------------
 
     def _work_on(self) -> None:
         while batch := self._next():
-            self._since = time.monotonic()
-            try:
-                results: Sequence[Result | Exception] = self._work([job for job, _ in batch])
-                assert len(results) == len(batch), "one result a job"
-            except Exception as error:
-                results = [error] * len(batch)
-            self._since = None
+            results = self._done([job for job, _ in batch])
             for loop in {future.get_loop() for _, future in batch}:
                 with suppress(RuntimeError):  # it is closed: nobody waits
                     loop.call_soon_threadsafe(_tell, loop, batch, results)

@@ -98,7 +98,7 @@ def serve_environment(entrance: Entrance, folder: Path) -> dict[str, str]:
     ``folder`` is for HAProxy's files, and nobody else's: its socket takes orders from whoever can open it.
     """
     chosen = {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.hidden_routes:proxy_middlewares",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.middlewares:middlewares",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": _DRAINING_S,
         # On a machine that is busy a proxy needs longer to start than Ray's 5 s, and would be replaced for ever.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",

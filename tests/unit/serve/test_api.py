@@ -383,6 +383,33 @@ def test_more_images_at_once_than_allowed_are_told_to_come_again(shop, camera):
     assert problem(busy, 503, "busy") and busy.headers["retry-after"] == "1"
 
 
+def test_a_device_that_publishes_alone_waits_for_no_thread_and_several_are_computed_together(shop, camera):
+    lane, seen = shop.lane("loop"), []
+
+    def watched(images, digests):
+        seen.append((len(images), threading.current_thread() is threading.main_thread()))
+        return lane.infer(images, digests)
+
+    service = shop.service("loop", lanes=Lanes(current=Lane(module=lane.module, infer=watched)))
+    client = AppClient(build_api(service))
+    service._publications._alone_s = 0.0  # however slow this machine is
+    request = ("POST", "/features", {"content": png(digit_images(1)[0]), "headers": camera})
+    features(client.request(*request[:2], **request[2]))
+    assert seen == [(1, True)]
+    service._publications._alone_s = 0.0
+    for answer in asyncio.run(client.all([request] * 3)):
+        features(answer)
+    assert sum(n for n, _ in seen[1:]) == 3 and not any(here for _, here in seen[1:])
+    seen.clear()
+    service._publications._alone_s = 0.0
+    features(client.request(*request[:2], **request[2]))
+    assert seen == [(1, False)], "others were there a moment ago"
+    service._met -= 1.0
+    service._publications._alone_s = 0.0
+    features(client.request(*request[:2], **request[2]))
+    assert seen[1:] == [(1, True)]
+
+
 def test_a_network_that_takes_too_long_is_given_up_and_what_it_still_gives_is_not_charged_or_told(shop, camera):
     lane, go_on, done = shop.lane("loop"), threading.Event(), threading.Event()
 

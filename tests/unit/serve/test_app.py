@@ -67,6 +67,16 @@ def test_a_replica_whose_thread_is_stuck_is_not_healthy(shop):
         endpoint.check_health()
 
 
+@pytest.mark.parametrize(("most", "taken"), [(1, True), (2, False)])
+def test_a_replica_takes_publications_past_serve_unless_serve_counts_them_to_scale_by(shop, monkeypatch, most, taken):
+    from serve import middlewares
+    from serve.app import TaskEndpoint
+
+    monkeypatch.setattr(middlewares, "_OWN", {})
+    app = TaskEndpoint(args_of(shop, "loop", replicas=ReplicaArgs(max_replicas=most))).__serve_build_asgi_app__()
+    assert ({"/tasks/loop/features": ("/tasks/loop", app)} if taken else {}) == middlewares._OWN
+
+
 def test_serve_is_told_what_a_replica_costs_and_where_it_runs():
     fixed = ReplicaArgs(num_cpus=0.3, min_replicas=2, max_replicas=2).options()
     assert fixed["num_replicas"] == 2 and "autoscaling_config" not in fixed

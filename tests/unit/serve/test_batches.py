@@ -147,3 +147,98 @@ def test_a_thread_that_is_at_one_batch_for_too_long_is_stuck(monkeypatch):
         jobs.check()
 
     asyncio.run(scenario())
+
+
+class Threads:
+    """Remembers which thread did each job."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, threading.Thread] = {}
+        self.takes_s = 0.0
+
+    def work(self, numbers: list[int]) -> list[int]:
+        time.sleep(self.takes_s)
+        self.of |= dict.fromkeys(numbers, threading.current_thread())
+        return numbers
+
+
+def test_a_job_is_done_where_it_came_if_that_is_asked_for_and_it_is_quick():
+    seen = Threads()
+    jobs = Batches(seen.work, name="test", max_batch=4)
+
+    async def scenario() -> None:
+        assert await jobs.do(0, here=True) == 0  # nobody knows yet how long it takes
+        while jobs._awake:
+            await asyncio.sleep(0)
+        future = jobs.do(1, here=True)
+        assert future.done() and await future == 1
+        assert await jobs.do(2) == 2
+        while jobs._awake:
+            await asyncio.sleep(0)
+        seen.takes_s = 2 * batches._QUICK_S
+        assert jobs.do(3, here=True).done()  # it was not known to take so long
+        assert await jobs.do(4, here=True) == 4
+
+    asyncio.run(scenario())
+    assert {n for n, thread in seen.of.items() if thread is threading.main_thread()} == {1, 3}
+
+
+def test_nothing_is_done_where_it_came_while_the_thread_is_at_it_or_a_batch_is_to_fill():
+    gauge = Gauge()
+    jobs = Batches(gauge.squares, name="test", max_batch=4)
+    jobs._alone_s = 0.0
+
+    async def scenario() -> None:
+        first = jobs.do(1)
+        await began(gauge)
+        second = jobs.do(2, here=True)
+        assert not second.done()
+        gauge.may.set()
+        assert await asyncio.gather(first, second) == [1, 4]
+        patient = Batches(gauge.squares, name="test", max_batch=2, wait_s=0.01)
+        patient._alone_s = 0.0
+        third = patient.do(3, here=True)
+        assert not third.done() and await third == 9
+
+    asyncio.run(scenario())
+    assert gauge.batches == [[1], [2], [3]]
+
+
+def test_what_comes_while_a_job_is_done_where_it_came_is_done_after_it():
+    came: list[int] = []
+    others: list[threading.Thread] = []
+
+    def work(numbers: list[int]) -> list[int]:
+        if numbers == [1]:  # done here: this thread may not be kept, so another loop asks meanwhile
+            others.append(threading.Thread(target=lambda: asyncio.run(ask(2))))
+            others[0].start()
+            while not jobs._waiting:
+                time.sleep(0.001)
+        came.extend(numbers)
+        return numbers
+
+    async def ask(number: int, *, here: bool = False) -> int:
+        return await jobs.do(number, here=here)
+
+    jobs = Batches(work, name="test", max_batch=4)
+    jobs._alone_s = 0.0
+    assert asyncio.run(ask(1, here=True)) == 1
+    others[0].join(10)
+    assert not others[0].is_alive() and came == [1, 2]
+
+
+def test_an_error_of_a_job_that_is_done_where_it_came_is_its_own():
+    def broken(numbers: list[int]) -> list[int]:
+        raise OSError("no")
+
+    jobs = Batches(broken, name="test", max_batch=2)
+    jobs._alone_s = 0.0
+
+    async def scenario() -> None:
+        for _ in range(2):
+            future = jobs.do(1, here=True)
+            assert future.done()
+            with pytest.raises(OSError, match="no"):
+                await future
+
+    asyncio.run(scenario())

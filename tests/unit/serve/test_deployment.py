@@ -41,7 +41,6 @@ from serve.deployment.planning import entrance_of, version_of
 from serve.deployment.render import Pod, rayservice, serve_config
 from serve.deployment.state import Deployed, Deployments, DeploymentsFile
 from serve.front import build_front
-from serve.hidden_routes import HideRoutes
 from serve.leakage import measured, newest_evaluation
 from serve.problems import busy, response_to
 from serve.settings import EntranceSettings
@@ -302,15 +301,6 @@ def test_the_front_answers_as_a_task_that_is_somebody_elses(shop):
             assert (here.status_code, here.content, here.headers) == (there.status_code, there.content, there.headers)
     assert front.get("/tasks/large/features", headers=eve).status_code == 404
     assert front.get("/", headers=eve).status_code == 404 and front.get("/").status_code == 401
-
-
-@pytest.mark.parametrize(("path", "status"), [("/-/routes", 404), ("/-/routes/", 404), ("/-/healthz", 200)])
-def test_serves_list_of_routes_is_hidden(path, status):
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"loop"})
-
-    assert AppClient(HideRoutes(app)).get(path).status_code == status
 
 
 # -- what the catalog allows -------------------------------------------------------------------------------------------
