@@ -59,16 +59,20 @@ class Batches(Generic[Job, Result]):
         future: asyncio.Future[Result] = loop.create_future()
         with self._came:
             here = here and not self._awake and not self._wait_s and self._alone_s < _QUICK_S
-            if not here:
+            if here:
+                self._awake = True  # and what comes meanwhile waits
+            else:
                 self._waiting.append((job, future))
                 self._came.notify()
-            if not self._awake:
-                self._awake = True
-                if not here:
-                    self._pool.submit(self._work_on)
+                self._wake()
         if here:
-            _tell(loop, [(job, future)], self._done([job]))
-            self._sleep()
+            try:
+                _tell(loop, [(job, future)], self._done([job]))
+            finally:
+                with self._came:
+                    self._awake = False
+                    if self._waiting:
+                        self._wake()
         return future
 
     def check(self) -> None:
@@ -89,12 +93,11 @@ class Batches(Generic[Job, Result]):
             self._alone_s = time.monotonic() - began
         return results
 
-    def _sleep(self) -> None:
-        """After a job that was done where it came: the thread is woken for what came meanwhile."""
-        with self._came:
-            self._awake = bool(self._waiting)
-            if self._awake:
-                self._pool.submit(self._work_on)
+    def _wake(self) -> None:
+        """Of whoever holds the lock."""
+        if not self._awake:
+            self._awake = True
+            self._pool.submit(self._work_on)
 
     # -- in the thread -------------------------------------------------------------------------------------------------
 

@@ -259,10 +259,12 @@ class TaskService:
                 answer.cancel()
 
     async def _is_alone(self) -> bool:
-        """Whether nobody else has been publishing lately, nor is about to: what came with this one is begun first."""
+        """Whether nobody else has been publishing lately, nor came with this one: that is begun before it is said."""
         for _ in range(3):  # the loop looks for what came, reads it, and begins it
+            if time.monotonic() - self._met < _ALONE_S:
+                return False
             await asyncio.sleep(0)
-        return time.monotonic() - self._met > _ALONE_S
+        return self._inflight == 1
 
     async def _decoded(self, lane: Lane, image: bytes) -> tuple[NDArray[np.uint8], bytes]:
         if len(image) <= _SMALL_BYTES:

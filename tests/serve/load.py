@@ -122,6 +122,7 @@ async def under_load(client: Client, operator: Operator, *, minutes: float) -> O
         capacity = await _closed_loop(client, http, CAPACITY_S)
         client.outcome = outcome = Outcome(capacity=capacity, rate=SHARE * capacity)
         began, asked = time.monotonic(), set[asyncio.Task[None]]()
+        telling = asyncio.create_task(_tell(outcome, asked))
         for number in itertools.count():
             due = began + number / outcome.rate
             if due > began + 60 * minutes:
@@ -134,7 +135,18 @@ async def under_load(client: Client, operator: Operator, *, minutes: float) -> O
             asked.add(task)
             task.add_done_callback(asked.discard)
         await asyncio.gather(*asked)
+        telling.cancel()
     return outcome
+
+
+async def _tell(outcome: Outcome, asked: set[asyncio.Task[None]]) -> None:
+    """Every ten seconds, for whoever waits."""
+    for seconds in itertools.count(10, 10):
+        await asyncio.sleep(10)
+        sys.stderr.write(
+            f"{seconds:4} s  {outcome.rate:.0f} req/s, {outcome.kills} killed: {outcome.answered} answered, "
+            f"{len(asked)} not yet, {outcome.failed} attempts failed\n"
+        )
 
 
 async def _closed_loop(client: Client, http: aiohttp.ClientSession, seconds: float) -> float:
