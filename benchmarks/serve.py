@@ -2,8 +2,8 @@
 
 A small published task (16x16 digits), a PNG up and fp16 safetensors down, keep-alive connections, concurrency 1 and 16.
 This admits, audits, charges and stores every feature besides; the others only compute it. The bare app behind Serve's
-HAProxy is what Serve itself costs in the set-up that this has: nothing on Serve can have less of an overhead. All
-servers are up together and measured in turns, with the client on the same cores.
+HAProxy is what Serve itself costs in the set-up that this has. Each of them is up beside this one alone, because a
+server that is idle takes its share of two cores too, and measured in turns with it, the client on the same cores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,9 @@ SECONDS = 3.0
 """Of each measurement."""
 SERVERS = {
     "bare": "FastAPI on uvicorn",
+    "haproxy": "bare, Serve, HAProxy",
     "litserve": "LitServe",
     "ray": "Ray Serve, default",
-    "haproxy": "bare, Serve, HAProxy",
-    "this": "this",
 }
 TRAIN = [
     *("--preset", "digits", "--image-size", "16", "--split-index", "5", "--head", "linear", "--epochs", "1"),
@@ -54,34 +53,39 @@ def main() -> int:
         home = Path(folder)
         environment = {**os.environ, "METAMORPHOSIS_HOME": folder, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command([str(ROOT / "pipelines" / "train.py"), *TRAIN], environment)
-        requests = {
-            kind: request(port, "/features", "")
-            for kind, port in stack.enter_context(others(home, environment)).items()
-        }
         port, token = stack.enter_context(this(home, environment))
-        requests["this"] = request(port, f"/tasks/{TASK}/features", token)
-        found = measure(requests, rounds=options.rounds)
+        ours = request(port, f"/tasks/{TASK}/features", token)
+        found = {}
+        for kind in SERVERS:
+            with other(kind, home, environment) as theirs:
+                found[kind] = measure({"theirs": request(theirs, "/features", ""), "ours": ours}, rounds=options.rounds)
     return report(found, options.json)
 
 
-def report(found: dict[tuple[str, int], list[Measured]], to: Path | None) -> int:
+def report(found: dict[str, dict[tuple[str, int], list[Measured]]], to: Path | None) -> int:
     """The table, and the three lines that count."""
-    for (kind, at_once), rounds in found.items():
-        p50, p99, per_s = (
-            statistics.median(getattr(m, name) for m in rounds) for name in ("p50_ms", "p99_ms", "per_s")
-        )
-        print(f"{SERVERS[kind]:20} {at_once:3} at once  p50 {p50:8.2f} ms  p99 {p99:8.2f} ms  {per_s:8.1f} req/s")
-    figures = {f"{kind} {n}": [[m.p50_ms, m.p99_ms, m.per_s] for m in rounds] for (kind, n), rounds in found.items()}
+    for kind, pair in found.items():
+        for (whose, at_once), rounds in pair.items():
+            p50, p99, per_s = (
+                statistics.median(getattr(m, name) for m in rounds) for name in ("p50_ms", "p99_ms", "per_s")
+            )
+            name = SERVERS[kind] if whose == "theirs" else "  this beside it"
+            print(f"{name:20} {at_once:3} at once  p50 {p50:8.2f} ms  p99 {p99:8.2f} ms  {per_s:8.1f} req/s")
+    figures = {
+        f"{kind} {whose} {n}": [[m.p50_ms, m.p99_ms, m.per_s] for m in rounds]
+        for kind, pair in found.items()
+        for (whose, n), rounds in pair.items()
+    }
 
-    def over_bare(kind: str) -> float:
-        pairs = zip(found[kind, 1], found["bare", 1], strict=True)
-        return statistics.median(slower.p50_ms - bare.p50_ms for slower, bare in pairs)
+    def median(kind: str, at_once: int, of: Callable[[Measured, Measured], float]) -> float:
+        pairs = zip(found[kind]["theirs", at_once], found[kind]["ours", at_once], strict=True)
+        return statistics.median(of(theirs, ours) for theirs, ours in pairs)
 
-    print(f"of the next, Serve's own (ms at p50) {over_bare('haproxy'):.3f}")
-    ok = finish("serve overhead over FastAPI (ms at p50)", over_bare("this"), 1.0, figures=figures, to=to)
+    over = {kind: median(kind, 1, lambda theirs, ours: ours.p50_ms - theirs.p50_ms) for kind in ("bare", "haproxy")}
+    print(f"of the next, over the bare app behind Serve and HAProxy (ms at p50) {over['haproxy']:.3f}")
+    ok = finish("serve overhead over FastAPI (ms at p50)", over["bare"], 1.0, figures=figures, to=to)
     for kind, target in (("litserve", 1 / 1.5), ("ray", 1 / 5)):
-        pairs = zip(found[kind, 16], found["this", 16], strict=True)
-        slower = statistics.median(theirs.per_s / ours.per_s for theirs, ours in pairs)
+        slower = median(kind, 16, lambda theirs, ours: theirs.per_s / ours.per_s)
         ok &= finish(f"serve throughput of {SERVERS[kind]} over this", slower, target, figures={}, to=None)
     return 0 if ok else 1
 
@@ -134,32 +138,26 @@ def request(port: int, path: str, token: str) -> tuple[int, bytes]:
 
 
 @contextlib.contextmanager
-def others(home: Path, environment: dict[str, str]) -> Iterator[dict[str, int]]:
-    """The ports of the servers that are not this."""
-    ports = {kind: free_port() for kind in SERVERS if kind != "this"}
-    environments = dict.fromkeys(ports, environment) | {"haproxy": behind_haproxy(home / "haproxy", environment)}
-    script = str(Path(__file__).with_name("_servers.py"))
-    running = [
-        subprocess.Popen(  # noqa: S603
-            [sys.executable, script, kind, str(port), str(home)],
-            env=environments[kind],
-            cwd=home,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for kind, port in ports.items()
-    ]
+def other(kind: str, home: Path, environment: dict[str, str]) -> Iterator[int]:
+    """The port of a server that is not this."""
+    port = free_port()
+    if kind == "haproxy":
+        environment = behind_haproxy(home / "haproxy", environment)
+    running = subprocess.Popen(  # noqa: S603
+        [sys.executable, str(Path(__file__).with_name("_servers.py")), kind, str(port), str(home)],
+        env=environment,
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
-        for kind, port in ports.items():
-            wait_for(kind, *request(port, "/features", ""))
-        yield ports
+        wait_for(kind, *request(port, "/features", ""))
+        yield port
     finally:
-        for process in running:
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
+        os.killpg(running.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(30)
 
 
 def behind_haproxy(folder: Path, environment: dict[str, str]) -> dict[str, str]:
