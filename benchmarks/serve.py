@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from _harness import arguments, finish, free_port
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +159,10 @@ def other(kind: str, home: Path, environment: dict[str, str]) -> Iterator[int]:
         os.killpg(running.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(30)
+        for process in psutil.process_iter(["cmdline"]):  # Serve's HAProxy outlives who started it
+            words = process.info["cmdline"] or []
+            if str(home / "haproxy") in " ".join(words) and words[0].endswith("/haproxy"):
+                process.kill()
 
 
 def behind_haproxy(folder: Path, environment: dict[str, str]) -> dict[str, str]:
