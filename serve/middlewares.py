@@ -1,11 +1,10 @@
 """What stands before Serve in each process of its that listens. Loaded by all of them, so it imports next to nothing.
 
 These are its proxies and, where HAProxy is in front, every replica: there Serve wraps its own code around each request,
-which counts it for Serve's queue and for autoscaling, makes three tasks of it and looks for its route once more. That
-takes half as long as a small encoder, and what a device publishes needs none of it: `serve.service` has limits and
-times of its own, the audit log and the meters have each one, and a replica that ends waits for what its listener took.
-So publications go to the replica's app directly. Whatever else is asked goes Serve's way, above all that of readers,
-whom it ends when they go away.
+which counts it for Serve's queue and for autoscaling, makes tasks of it and looks up its route once more. What a device
+publishes needs none of it: `serve.service` has limits and times of its own, the audit log and the meters have each one,
+and a replica that ends waits for what its listener took. So publications go to the replica's app directly. Whatever
+else is asked goes Serve's way, above all that of readers, whom it ends when they go away.
 """
 
 from __future__ import annotations
