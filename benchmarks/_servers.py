@@ -90,8 +90,8 @@ def serve_haproxy(port: int, home: str) -> None:
 
 
 def run(app: Any, port: int) -> None:
-    """On a Ray of its own, until the process is ended."""
-    import time
+    """On a Ray of its own, until the process is asked to end: then Serve ends its HAProxy, which would outlive it."""
+    import signal
 
     import ray
     from ray import serve
@@ -99,8 +99,11 @@ def run(app: Any, port: int) -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(app, route_prefix="/")
-    while True:
-        time.sleep(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        signal.pause()
+    finally:
+        serve.shutdown()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from _harness import arguments, finish, free_port
 
 ROOT = Path(__file__).parent.parent
@@ -156,13 +155,11 @@ def other(kind: str, home: Path, environment: dict[str, str]) -> Iterator[int]:
         wait_for(kind, *request(port, "/features", ""))
         yield port
     finally:
-        os.killpg(running.pid, signal.SIGTERM)
+        running.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(30)
-        for process in psutil.process_iter(["cmdline"]):  # Serve's HAProxy outlives who started it
-            words = process.info["cmdline"] or []
-            if str(home / "haproxy") in " ".join(words) and words[0].endswith("/haproxy"):
-                process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # what it has left behind
 
 
 def behind_haproxy(folder: Path, environment: dict[str, str]) -> dict[str, str]:
