@@ -54,7 +54,6 @@ def write(outcome: Outcome, out: Path, work: Running) -> None:
     from orchestrator.checkpoint import write_atomically
     from orchestrator.evaluation.comparison import FILE
     from orchestrator.evaluation.document import page_of, tables_of
-    from orchestrator.evaluation.figures.drawing import save_figure
     from orchestrator.evaluation.figures.gallery import draw
     from orchestrator.report.page import render
     from orchestrator.report.sheet import markdown
@@ -70,9 +69,8 @@ def write(outcome: Outcome, out: Path, work: Running) -> None:
     for name, text in files.items():
         write_atomically(out / name, text.encode())
         work.tracker.log_file(out / name)
-    for name, figure in drawn.figures.items():
-        for path in save_figure(figure, out / "figures" / f"{name}.png"):
-            work.tracker.log_file(path, "figures")
+    for path in drawn.save(out / "figures"):
+        work.tracker.log_file(path, "figures")
     if outcome.own_examples is not None:
         outcome.own_examples.save(out)
     work.tracker.set_tags({"encoder_version": evaluation.subject.encoder.version})

@@ -17,6 +17,7 @@ from orchestrator.assembly import SessionConfig, SessionPlan
 from orchestrator.baselines.alone import train_alone
 from orchestrator.catalog import Catalog
 from orchestrator.errors import DataError
+from orchestrator.evaluation import parallel
 from orchestrator.evaluation.attacks.hijack import HijackReport, measure_hijack
 from orchestrator.evaluation.bounded import measure_bounded
 from orchestrator.evaluation.budget import AttackBudget
@@ -79,6 +80,8 @@ def evaluate(
     command: str,
 ) -> Outcome:
     """Measure what `EvaluateSettings.chosen` says. Earlier evaluations are read before hours are spent."""
+    if settings.runtime.engine == "ray":
+        parallel.prepare()
     published = collect(
         catalog,
         observer,
@@ -202,14 +205,17 @@ class _Run:
         )
 
     def _reconstruction(self) -> ReconstructionReport:
-        shown = collect_shown(self.catalog, self.published)
+        budget = self.of_images
+        shown = collect_shown(
+            self.catalog, self.published, subsets=(*budget.subsets, "test"), white_box=budget.needs_weights
+        )
         with self._timed("reconstruction", "getting images back"):
             return evaluate_reconstruction(
                 shown.shown,
                 shown.images,
                 shown.labels,
                 shown.n_classes,
-                budget=self.of_images,
+                budget=budget,
                 seed=self.settings.seed,
                 run=self._runner(),
                 progress=self._told,
@@ -293,9 +299,7 @@ class _Run:
 
     def _runner(self) -> Any:
         """`map`, or the cluster's."""
-        from orchestrator.evaluation.parallel import on_ray
-
-        return on_ray if self.settings.runtime.engine == "ray" else map
+        return parallel.on_ray if self.settings.runtime.engine == "ray" else map
 
     def _told(self, done: int, total: int, job: Any, result: Any) -> None:
         self.progress(done, total, job.title + (" CRASHED" if result.crashed else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 from pathlib import Path
@@ -12,6 +13,8 @@ from mlflow import MlflowClient
 
 from orchestrator.catalog import Catalog
 from orchestrator.evaluation.attacks.hijack import measure_hijack
+from orchestrator.evaluation.reconstruction.budget import RECONSTRUCTION_BUDGETS, ReconstructionBudget
+from orchestrator.evaluation.reconstruction.inversion import OptimisationInversion
 from orchestrator.guard import GradientGuard
 from pipelines import evaluate, train
 from pipelines.command import execute
@@ -65,7 +68,9 @@ def test_a_quick_evaluation_writes_report_tables_figures_and_numbers_and_logs_th
     for row in numbers["leakage"]["rows"]:
         assert f"{100 * row['leak']:.1f}" in page
     assert (out / "figures" / "leakage.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "figures" / "projection.svg").exists()
+    for name in ("leakage", "projection"):
+        drawn = (out / "figures" / f"{name}.svg").read_bytes()
+        assert base64.b64encode(drawn).decode() in page, "the page's own"
 
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     experiment = client.get_experiment_by_name("metamorphosis-faces")
@@ -136,6 +141,19 @@ def test_a_task_in_quarantine_is_not_published_and_the_others_are_evaluated(
     assert set(Catalog(f"sqlite:///{home}/mlflow.db", "faces").tasks("1")) == {"who", "pose"}
     assert run_evaluate("--parts", "leakage", "--attacks", "linear", "--out", str(tmp_path / "out")) == 0
     assert {row["feature"] for row in evaluated(tmp_path / "out")["leakage"]["rows"]} == {"pose"}
+
+
+def test_who_inverts_the_network_is_given_it(home, write_parquet, tmp_path, monkeypatch):
+    hurried = ReconstructionBudget(attacks=(OptimisationInversion(iterations=2),), judge=None)
+    monkeypatch.setitem(RECONSTRUCTION_BUDGETS, "full", hurried)
+    assert run_train("--data", write_parquet(), "--epsilon", "8") == 0
+    chosen = ("--budget", "full", "--seeds", "1", "--parts", "reconstruction")
+    assert run_evaluate(*chosen, "--out", str(tmp_path / "out")) == 0
+    rows = evaluated(tmp_path / "out")["reconstruction"]["rows"]
+    found = {row["feature"]: attack for row in rows for attack in row["attacks"]}
+    assert found.keys() == {"encoder", "pose", "glasses"}
+    for attack in found.values():
+        assert [result["crashed"] for result in attack["results"]] == [None]
 
 
 @pytest.mark.parametrize(

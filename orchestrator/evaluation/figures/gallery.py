@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.evaluation.comparison import Point
@@ -12,6 +13,7 @@ from orchestrator.evaluation.evaluation import Evaluation
 from orchestrator.evaluation.examples import Examples, picture_rows
 from orchestrator.evaluation.figures.bits import bits_curve, has_bits_curve
 from orchestrator.evaluation.figures.curves import has_epsilon_curve, has_omega_curve, omega_curve, privacy_utility
+from orchestrator.evaluation.figures.drawing import save_figure
 from orchestrator.evaluation.figures.leakage import leakage_heatmap
 from orchestrator.evaluation.figures.pictures import SplitPoint, feature_rows, quality_by_split, reconstruction_grid
 from orchestrator.evaluation.figures.projection import task_projection
@@ -30,11 +32,18 @@ class Drawn:
 
     figures: dict[str, Figure] = field(default_factory=dict)
     pictures: Figures = Figures()
+    _svgs: dict[str, str] = field(default_factory=dict, repr=False)
 
     def add(self, name: str, figure: Figure, *, title: str, caption: str, alt: str) -> Picture:
         """Keep it under that file name."""
-        self.figures[name] = figure
-        return picture_of(figure, title=title, caption=caption, alt=alt)
+        picture = picture_of(figure, title=title, caption=caption, alt=alt)
+        self.figures[name], self._svgs[name] = figure, picture.svg
+        return picture
+
+    def save(self, folder: Path) -> Iterator[Path]:
+        """Write each figure as PNG and as the page's own SVG."""
+        for name, figure in self.figures.items():
+            yield from save_figure(figure, folder / f"{name}.png", svg=self._svgs[name])
 
 
 def draw(

@@ -48,6 +48,11 @@ class ReconstructionBudget(RowBudget):
         attacks = only_named(self.attacks, names)
         return replace(self, attacks=attacks, from_answer=tuple(name for name in self.from_answer if name in names))
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether an attack holds the networks that the features come from."""
+        return any(isinstance(attack, OptimisationInversion) for attack in self.attacks)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the attacks' settings included."""
         attacks = [{"name": a.name, **(asdict(a) if is_dataclass(a) else {})} for a in self.attacks]

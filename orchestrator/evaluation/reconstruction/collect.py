@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-from torch import nn
 
 from orchestrator.catalog import Catalog
 from orchestrator.evaluation.attacks.base import LabelArray
@@ -33,28 +31,36 @@ class Shown:
     n_classes: Mapping[str, int]
 
 
-def collect_shown(catalog: Catalog, published: Published, *, white_box: bool = True) -> Shown:
-    """The encoder's output and every released feature, with the weights for white-box attackers."""
-    _, weights = catalog.encoder(published.encoder.version)
-    encoder = freeze(published.network.build_encoder(seed=0))
-    encoder.load_state_dict(dict(weights))
-
-    def network(*modules: nn.Module) -> PixelNetwork | None:
-        return PixelNetwork(published.opened.table.normalisation, encoder, *modules) if white_box else None
-
-    shown = {ENCODER: ShownFeature(features=published.universal(SUBSETS), network=network())}
-    for task, given in published.features.items():
-        if given.private:
-            continue
-        record, state, _ = catalog.load_task(published.encoder.version, task)
-        module = rebuild_module(ModuleConfig.from_json(dict(record.module_config)), state)
+def collect_shown(
+    catalog: Catalog, published: Published, *, subsets: Sequence[str] = SUBSETS, white_box: bool = True
+) -> Shown:
+    """The encoder's output and every released feature of these subsets, with the weights for white-box attackers."""
+    networks = _networks(catalog, published) if white_box else {}
+    shown = {ENCODER: ShownFeature(features=published.universal(subsets), network=networks.get(ENCODER))}
+    for task in published.sold:
+        given = published.features[task]
+        z = {subset: given.features[subset] for subset in subsets}
         answers = None
         if given.head is not None and not given.spec.dense:
-            answers = {subset: head_logits(given.head, z).argmax(axis=1) for subset, z in given.features.items()}
-        shown[task] = ShownFeature(features=given.features, network=network(module), task=task, answers=answers)
+            answers = {subset: head_logits(given.head, z[subset]).argmax(axis=1) for subset in subsets}
+        shown[task] = ShownFeature(features=z, network=networks.get(task), task=task, answers=answers)
     return Shown(
         shown=shown,
-        images=published.images(SUBSETS),
+        images=published.images(subsets),
         labels=published.labels,
         n_classes={target: spec.n_outputs for target, spec in published.specs.items()},
     )
+
+
+def _networks(catalog: Catalog, published: Published) -> dict[str, PixelNetwork]:
+    """From pixels to the encoder's output, and to each feature that is sold."""
+    version, normalisation = published.encoder.version, published.opened.table.normalisation
+    _, weights = catalog.encoder(version)
+    encoder = freeze(published.network.build_encoder(seed=0))
+    encoder.load_state_dict(dict(weights))
+    networks = {ENCODER: PixelNetwork(normalisation, encoder)}
+    for task in published.sold:
+        record, state, _ = catalog.load_task(version, task)
+        module = rebuild_module(ModuleConfig.from_json(dict(record.module_config)), state)
+        networks[task] = PixelNetwork(normalisation, encoder, module)
+    return networks

@@ -28,6 +28,7 @@ def test_a_budget_can_be_cut_to_some_attacks_and_an_unknown_one_lists_the_known(
 def test_those_who_get_images_back_can_be_chosen_too():
     some = ReconstructionBudget.preset("full").only(["lookup", "decoder"])
     assert [attack.name for attack in some.attacks] == ["decoder", "lookup"]
+    assert ReconstructionBudget.preset("full").needs_weights and not some.needs_weights
     with pytest.raises(UnknownNameError, match="decoder_staged"):
         ReconstructionBudget.preset("full").only(["oracle"])
 
