@@ -273,13 +273,10 @@ class TaskService:
         return await asyncio.to_thread(_decoded, lane, image, self.limits.max_pixels)
 
     def _publish_all(self, publications: list[_Publication]) -> list[Page | Exception]:
-        """Compute them together and charge each; then store and write down together what could be charged."""
-        found = self._inferred(publications)
-        booked = [
-            z if isinstance(z, Exception) else _booked(one, z) for one, z in zip(publications, found, strict=True)
-        ]
-        charged = [(one, new) for one, new in zip(publications, booked, strict=True) if not isinstance(new, Exception)]
-        stored = self._store.append([new for _, new in charged])
+        """Compute, charge, store and write down together; what cannot be computed or charged spoils no other."""
+        found = self._charged_features(publications, self._inferred(publications))
+        charged = [(one, z) for one, z in zip(publications, found, strict=True) if not isinstance(z, Exception)]
+        stored = self._store.append([NewFeature(version=one.lane.version, image=one.digest, z=z) for one, z in charged])
         oldest, _ = self._store.bounds()
         pages = [
             self._page(one.admission, one.form, [feature], oldest)
@@ -289,7 +286,29 @@ class TaskService:
             [(one.admission, page.numbers) for (one, _), page in zip(charged, pages, strict=True)]
         )
         told = iter(pages)
-        return [new if isinstance(new, Exception) else next(told) for new in booked]
+        return [z if isinstance(z, Exception) else next(told) for z in found]
+
+    def _charged_features(
+        self, publications: Sequence[_Publication], found: Sequence[Features | Exception]
+    ) -> list[Features | Exception]:
+        """What may be told; in place of the others, why not. What nobody waits for any more is not charged.
+
+        The producer's own device has the image: it is told nothing, so no bits are spent. Readers spend them.
+        """
+        asked = [
+            busy() if not isinstance(z, Exception) and not one.claim.set_running_or_notify_cancel() else z
+            for one, z in zip(publications, found, strict=True)
+        ]
+        to_charge = [
+            (one.admission, one.lane.version)
+            for one, z in zip(publications, asked, strict=True)
+            if not isinstance(z, Exception)
+        ]
+        try:
+            refused = iter(self._gate.charge_each(to_charge))
+        except Exception as error:
+            return [z if isinstance(z, Exception) else error for z in asked]
+        return [z if isinstance(z, Exception) else next(refused) or z for z in asked]
 
     def _inferred(self, publications: Sequence[_Publication]) -> list[Features | Exception]:
         """A feature each, or why there is none. What is sampled once is taken from the stream, if it is there.
@@ -436,18 +455,6 @@ def _features(lane: Lane, publications: Sequence[_Publication]) -> list[Features
         return [z for one in publications for z in _features(lane, [one])]
     except Exception as error:  # of this version alone
         return [error] * len(publications)
-
-
-def _booked(one: _Publication, z: Features) -> NewFeature | Exception:
-    """What is to be stored, after it is charged; or why it may not be told."""
-    if not one.claim.set_running_or_notify_cancel():
-        return busy()
-    try:
-        # The producer's own device has the image: it is told nothing, so no bits are spent. Readers spend them.
-        one.admission.charge((), one.lane.version, None, False, 1)
-    except Exception as error:
-        return error
-    return NewFeature(version=one.lane.version, image=one.digest, z=z)
 
 
 def _release_of(feature: StoredFeature, *, fresh: bool) -> bytes:

@@ -235,6 +235,20 @@ class Gate:
             tenant=admission.tenant, token=admission.token, task=task, verb=verb, outcome=outcome, detail=detail
         )
 
+    def charge_each(self, publications: Sequence[tuple[Admission, str]]) -> list[Refused | None]:
+        """`Admission.charge` of one feature each, of a version and without bits, in one transaction of the registry.
+
+        Says of each why it may not be released, or None; what is refused keeps none of the others out.
+        """
+        if not publications:
+            return []
+        with self._bookings.booking() as db:
+            refused = [self._refused(db, to) for to, _ in publications]
+        for (to, version), refusal in zip(publications, refused, strict=True):
+            if refusal is not None:
+                self._write_refusal(refusal, to, _asked(1, version))
+        return refused
+
     def audit_releases(self, releases: Sequence[tuple[Admission, str]]) -> None:
         """Write down that requests were answered, each with its detail: at once, so that the disk is asked once."""
         self._audit.write_all(
@@ -266,13 +280,24 @@ class Gate:
                 self._check_room(self._reader.standing(to.token, to.task, to.verb), to, features)
                 self._bits.charge(to.tenant, to.task, version, digests, bits, fresh=fresh)
             with self._bookings.booking() as db:
-                self._check_room(standing(db, to.token, to.task, to.verb), to, features)
-                book_features(db, to._tenant_id, to.task, features)
+                self._book(db, to, features)
         except (Refused, BitBudgetExceededError) as error:
             refusal = error if isinstance(error, Refused) else Refused.because(SPENT)
             each = "" if bits is None else f", {bits:g} bits each"
-            self._write_refusal(refusal, to, f"{features} features of version {version}{each}")
+            self._write_refusal(refusal, to, f"{_asked(features, version)}{each}")
             raise refusal from None
+
+    def _book(self, db: sqlite3.Connection, to: Admission, features: int) -> None:
+        """Raises `Refused`, and has then written nothing."""
+        self._check_room(standing(db, to.token, to.task, to.verb), to, features)
+        book_features(db, to._tenant_id, to.task, features)
+
+    def _refused(self, db: sqlite3.Connection, to: Admission) -> Refused | None:
+        try:
+            self._book(db, to, 1)
+        except Refused as error:
+            return error
+        return None
 
     def _charge_training(
         self, to: Admission, digests: Sequence[bytes], version: str, bits: float, releases: int
@@ -320,6 +345,10 @@ class Gate:
         if unwritten := self._unwritten.pop(number, 0):
             detail = f"{detail}; {unwritten} more refusals before it".removeprefix("; ")
         self._audit.write(tenant=tenant, token=token, task=task, verb=verb, outcome=outcome, detail=detail)
+
+
+def _asked(features: int, version: str) -> str:
+    return f"{features} features of version {version}"
 
 
 def _may(known: Standing, task: str, verb: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sqlite3
 import struct
 import threading
 import time
@@ -527,12 +528,16 @@ def test_where_the_books_cannot_be_kept_nothing_is_released(shop, loop, camera, 
     loop.post("/features", content=png(digit_images(1)[0]), headers=camera)
 
     def full(*args, **kwargs):
-        raise LedgerError("disk full: /home/producer/tenants.db")
+        raise sqlite3.OperationalError("disk full: /home/producer/tenants.db")
 
-    monkeypatch.setattr("serve.tenants.gate.Admission.charge", full)
-    response = loop.get("/features", headers=alice)
-    problem(response, 503, "written down")
-    assert "producer" not in response.text
+    monkeypatch.setattr("serve.tenants.gate.book_features", full)
+    request = ("POST", "/features", {"content": png(digit_images(1)[0]), "headers": camera})
+    responses = [loop.get("/features", headers=alice), *asyncio.run(loop.all([request] * 3))]
+    for response in responses:
+        problem(response, 503, "written down")
+        assert "producer" not in response.text
+    monkeypatch.undo()
+    assert features(loop.get("/features", headers=alice))[0]["sequence"].tolist() == [1]
 
 
 def test_a_refusal_of_features_is_one_line_of_the_log(shop, loop, camera, alice):

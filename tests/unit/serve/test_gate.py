@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from orchestrator.errors import BitBudgetExceededError, ConfigError, LedgerError
 from orchestrator.privacy.bounded.bit_ledger import BitLedger
 from serve.tenants.audit import AuditLog
 from serve.tenants.gate import EVERY_TASK, Gate, Refused
-from serve.tenants.registry import Registry
+from serve.tenants.registry import Registry, book_features
 
 BITS = 4 * math.log2(5)
 
@@ -195,6 +196,45 @@ def test_whatever_is_asked_for_the_sum_of_what_was_let_out_is_what_is_booked(tmp
             used += features if fits else 0
         assert registry.tenant("alice").grants[0].features == used
         gate.close()
+
+
+def test_what_is_charged_together_is_let_out_or_refused_one_by_one(gate, registry, alice):
+    registry.set_features("alice", "smile", 2)
+    others = {}
+    for name in ("revoked", "ungranted", "bob"):
+        others[name] = header(registry.add(name, "tenant"))
+        registry.grant(name, "smile")
+    asked = [alice, others["revoked"], alice, others["ungranted"], alice, others["bob"]]
+    admissions = [gate.admit(authorization, task="smile", verb="read") for authorization in asked]
+    registry.revoke("revoked")
+    registry.take_back("ungranted", "smile")
+    found = gate.charge_each([(admission, "7") for admission in admissions])
+    assert [refusal and refusal.status for refusal in found] == [None, 401, None, 404, 403, None]
+    booked = {tenant.name: tenant.grants[0].features for tenant in registry.tenants()}
+    assert booked == {"alice": 2, "revoked": 0, "ungranted": 0, "bob": 1}
+    with AuditLog(gate.places.audit) as log:
+        written = [(line.tenant, line.outcome, line.detail) for line in log.lines()]
+    assert sorted(written) == [
+        ("alice", 403, "1 features of version 7"),
+        ("revoked", 401, "1 features of version 7"),
+        ("ungranted", 404, "1 features of version 7"),
+    ]
+    assert gate.charge_each([]) == []
+
+
+def test_where_one_of_several_cannot_be_booked_none_is(gate, registry, alice, monkeypatch):
+    booked = []
+
+    def until_the_disk_is_full(db, *args):
+        if len(booked) == 2:
+            raise sqlite3.OperationalError("database or disk is full")
+        booked.append(book_features(db, *args))
+
+    monkeypatch.setattr("serve.tenants.gate.book_features", until_the_disk_is_full)
+    admission = gate.admit(alice, task="smile", verb="read")
+    with pytest.raises(LedgerError, match="disk is full"):
+        gate.charge_each([(admission, "1")] * 3)
+    assert len(booked) == 2 and registry.tenant("alice").grants[0].features == 0
 
 
 def test_bits_are_charged_once_for_keyed_noise_and_refused_where_they_are_used_up(gate, alice):
