@@ -111,7 +111,14 @@ async def load(port: int, data: bytes, *, at_once: int, seconds: float) -> Measu
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while (started := time.perf_counter()) < ends:
             writer.write(data)
-            head = await reader.readuntil(b"\r\n\r\n")
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError as error:
+                if error.partial:
+                    raise
+                print(f"port {port} closed a connection between two requests", flush=True)  # as HAProxy may
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                continue
             assert head.split(b" ", 2)[1] == b"200", head
             (length,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             await reader.readexactly(int(length.partition(b":")[2]))
