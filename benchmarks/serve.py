@@ -114,7 +114,7 @@ async def load(port: int, data: bytes, *, at_once: int, seconds: float) -> Measu
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError as error:
-                if error.partial:
+                if error.partial or not times:  # it does not answer yet
                     raise
                 print(f"port {port} closed a connection between two requests", flush=True)  # as HAProxy may
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
