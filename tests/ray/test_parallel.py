@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from waiting import wait_for
 
 from orchestrator.cluster import free_cpus
 from orchestrator.evaluation import parallel
@@ -35,13 +36,6 @@ def _workers_need_not_import_this_file():
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
-def eventually(condition, what):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"not within two minutes: {what}"
-        time.sleep(0.1)
 
 
 JOBS = [Numbered(number) for number in range(12)]
@@ -77,7 +71,7 @@ def test_each_worker_reads_the_work_once_and_the_next_work_anew(tmp_path):
 
 
 def test_preparing_lets_each_free_worker_import_what_attackers_need(tmp_path, monkeypatch):
-    eventually(lambda: free_cpus() == 2, "earlier tests' workers are back")
+    wait_for(lambda: free_cpus() == 2, 120)  # earlier tests' workers are back
     asked = parallel._import_attackers
 
     def and_say_so():
@@ -88,7 +82,7 @@ def test_preparing_lets_each_free_worker_import_what_attackers_need(tmp_path, mo
 
     monkeypatch.setattr(parallel, "_import_attackers", and_say_so)
     parallel.prepare()
-    eventually(lambda: [path.read_text() for path in tmp_path.iterdir()] == ["everything"] * 2, "two workers said so")
+    wait_for(lambda: [path.read_text() for path in tmp_path.iterdir()] == ["everything"] * 2, 120)
 
 
 def test_a_job_whose_worker_dies_is_lost_and_the_others_come_through():

@@ -5,13 +5,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from waiting import wait_for
 
 from orchestrator import feature_cache
 from orchestrator.errors import ConfigError
@@ -271,13 +271,6 @@ def child(root: str, log: str, seconds: float, out: multiprocessing.Queue) -> No
     out.put((cache.hits, cache.misses, float(np.asarray(array, np.float64).sum())))
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_processes_that_start_together_compute_it_once_and_a_killed_one_holds_nobody_up(
     tmp_path: Path, context: multiprocessing.context.SpawnContext
 ) -> None:
@@ -287,7 +280,7 @@ def test_processes_that_start_together_compute_it_once_and_a_killed_one_holds_no
     others = [context.Process(target=child, args=(str(root), str(log), 0.5, out)) for _ in range(2)]
     try:
         killed.start()
-        wait_for(lambda: list(log.iterdir()))
+        wait_for(lambda: list(log.iterdir()), 120)
         for other in others:
             other.start()
         assert killed.pid is not None
@@ -313,7 +306,7 @@ def test_whoever_waits_for_another_process_says_so(
         with feature_cache._locked(entry):
             thread = threading.Thread(target=lambda: done.append(features(cache, encoder)))
             thread.start()
-            wait_for(lambda: "waiting for it" in caplog.text)
+            wait_for(lambda: "waiting for it" in caplog.text, 120)
             assert not done
         thread.join(60)
     assert len(done) == 1

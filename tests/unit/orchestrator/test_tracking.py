@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from waiting import wait_for
 
 from orchestrator import tracking
 from orchestrator.errors import ConfigError, UnavailableError
@@ -165,13 +166,6 @@ def kept(spool: Path, tracker: Tracker) -> list[tuple[str, Any]]:
     return [(entry["kind"], entry["content"]) for entry in map(json.loads, lines)]
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     start = time.monotonic()
@@ -187,10 +181,10 @@ def test_records_wait_while_the_server_is_away_and_arrive_in_order_when_it_is_ba
     for step in range(20):
         tracker.log_metrics(step, {"loss": step})
     tracker.log_text("hello", "a/b.txt")
-    wait_for(lambda: client.calls > 3)
+    wait_for(lambda: client.calls > 3, 30)
     assert client.received == []
     client.away = False
-    wait_for(lambda: len(client.received) == 21)
+    wait_for(lambda: len(client.received) == 21, 30)
     assert tracker.finish() == 0
     assert client.received == [*({"loss": float(s)} for s in range(20)), ("a", "b.txt", "hello"), "FINISHED"]
     assert not (tmp_path / "r1").exists()
@@ -245,7 +239,7 @@ def test_a_record_that_a_reachable_server_refuses_is_given_up_after_a_few_attemp
     client.away = True
     tracker = tracking_to(client, tmp_path)
     tracker.log_metrics(0, {"loss": 0})
-    wait_for((tmp_path / "r1" / "unsent.jsonl").exists)
+    wait_for((tmp_path / "r1" / "unsent.jsonl").exists, 30)
     assert client.calls == 3
     client.away = False
     assert tracker.finish() == 1
