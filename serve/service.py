@@ -295,20 +295,23 @@ class TaskService:
 
         The producer's own device has the image: it is told nothing, so no bits are spent. Readers spend them.
         """
-        asked = [
-            busy() if not isinstance(z, Exception) and not one.claim.set_running_or_notify_cancel() else z
-            for one, z in zip(publications, found, strict=True)
-        ]
-        to_charge = [
-            (one.admission, one.lane.version)
-            for one, z in zip(publications, asked, strict=True)
-            if not isinstance(z, Exception)
-        ]
+        told, asked = list(found), dict[int, _Publication]()
+        for i, one in enumerate(publications):
+            if isinstance(told[i], Exception):
+                continue
+            if one.claim.set_running_or_notify_cancel():
+                asked[i] = one
+            else:
+                told[i] = busy()
+        refused: Sequence[Exception | None]
         try:
-            refused = iter(self._gate.charge_each(to_charge))
+            refused = self._gate.charge_each([(one.admission, one.lane.version) for one in asked.values()])
         except Exception as error:
-            return [z if isinstance(z, Exception) else error for z in asked]
-        return [z if isinstance(z, Exception) else next(refused) or z for z in asked]
+            refused = [error] * len(asked)
+        for i, refusal in zip(asked, refused, strict=True):
+            if refusal is not None:
+                told[i] = refusal
+        return told
 
     def _inferred(self, publications: Sequence[_Publication]) -> list[Features | Exception]:
         """A feature each, or why there is none. What is sampled once is taken from the stream, if it is there.

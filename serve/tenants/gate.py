@@ -1,10 +1,10 @@
 """The gate: every request of every route of every app comes through `Gate.admit`, and every release through
-`Admission.charge`.
+`Admission.charge`, or `Gate.charge_each` for what is published together.
 
     admit     is the token valid, may it do this, does it not ask too often. Reads the file, without a cache: a token
               that is revoked by any process of the node is refused from the next request on
     charge    before features are released: whether the token is still valid; then features and bits are booked
-    audit     what was done with an admission. Refusals of `admit` and `charge` are written down by the gate itself
+    audit     what was done with an admission. What the gate refuses is written down by itself
 
 Outside, 401 is one answer to a token that is missing, malformed, unknown, expired or revoked, and 404 is one answer to
 a task that does not exist and one that is somebody else's.
